@@ -1,0 +1,32 @@
+// Package podnet says how a pod of this node is connected: its network namespace and the interfaces in it. The CNI server
+// writes one record per pod, and everything else of the agent that enters a pod's namespace reads it. The package keeps
+// records; it must not touch the network.
+package podnet
+
+import (
+	"net"
+	"net/netip"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Pod is one connected pod.
+type Pod struct {
+	UID         types.UID   `json:"uid"`
+	Namespace   string      `json:"namespace"`
+	Name        string      `json:"name"`
+	ContainerID string      `json:"containerID"` // sandbox
+	Netns       string      `json:"netns"`       // path that setns accepts
+	Interfaces  []Interface `json:"interfaces"`  // the first one is the primary
+}
+
+// Interface is one NIC inside the pod's namespace.
+type Interface struct {
+	Name     string           `json:"name"` // in the pod, e.g. eth0
+	MAC      net.HardwareAddr `json:"mac"`
+	MTU      int              `json:"mtu"`
+	IPs      []netip.Prefix   `json:"ips"`      // address with the subnet's length
+	Gateways []netip.Addr     `json:"gateways"` // one per family at most
+	HostName string           `json:"hostName"` // the end in the node's namespace that is plugged into br-int
+	Port     string           `json:"port"`     // logical switch port (iface-id)
+}

@@ -1,0 +1,108 @@
+// Package protocol is what the node agent and a VM pod's launcher say to each other over the pod's unix socket, and where
+// things lie inside the pod. It is imported by the launcher, which must stay small: the standard library only.
+//
+// The agent dials SocketName in the pod's run directory, sends one JSON Request on a line, with the file descriptors that
+// the request names attached to its first byte (SCM_RIGHTS), and reads one JSON Response on a line. The launcher serves
+// any number of connections; each carries one request.
+package protocol
+
+import "time"
+
+// Where things lie inside the pod's file system.
+const (
+	RunDir     = "/run/patchbay" // sockets; an emptyDir in memory that the agent reaches from outside
+	DiskDir    = "/disks"        // overlays, empty disks, seeds; an emptyDir
+	VolumesDir = "/volumes"      // one directory (or block device) per volume of the VMI, by name
+
+	// Names of the pod's volumes behind RunDir and DiskDir.
+	RunVolume  = "patchbay-run"
+	DiskVolume = "patchbay-disks"
+
+	SocketName  = "launcher.sock" // this protocol
+	QMPName     = "qmp.sock"      // QEMU's monitor; only the agent connects
+	AgentName   = "qga.sock"      // the guest agent's channel
+	ConsoleName = "serial0.sock"  // serial console
+	VNCName     = "vnc.sock"
+	ConsoleLog  = "serial0.log" // the last output of the serial console
+
+	// UserDataSuffix and NetworkDataSuffix follow a cloud-init volume's name: the directory in VolumesDir where its secretRef
+	// (networkDataSecretRef) is mounted.
+	UserDataSuffix    = "-userdata"
+	NetworkDataSuffix = "-networkdata"
+	// KernelBootVolume is the directory in VolumesDir where kernelBoot's image is mounted.
+	KernelBootVolume = "kernel-boot"
+)
+
+// Request is one of its fields.
+type Request struct {
+	Start  *Start  `json:"start,omitempty"`
+	Status *Status `json:"status,omitempty"`
+	Stop   *Stop   `json:"stop,omitempty"`
+}
+
+// Status asks for the state; it never changes anything.
+type Status struct{}
+
+// Stop ends QEMU: it is asked to quit, then killed. The guest is not told; an orderly shutdown goes through QMP first.
+type Stop struct{}
+
+// Start prepares the disks in order and then starts QEMU. Sent again with an equal ID it answers with the state and does nothing,
+// so that an agent that was killed in between may repeat it.
+type Start struct {
+	ID    string   `json:"id"`    // UID of the VMI
+	Disks []Disk   `json:"disks"` // what to prepare before the start
+	Seed  *Seed    `json:"seed,omitempty"`
+	Args  []string `json:"args"` // QEMU's arguments without the program; {fd:N} is the N-th descriptor of the request, {disk:ID} and {seed} paths of what was prepared, {kernel}, {initrd} likewise
+	// KernelBoot are paths inside the image mounted at KernelBootVolume; empty when the firmware boots from disk.
+	KernelPath string `json:"kernelPath,omitempty"`
+	InitrdPath string `json:"initrdPath,omitempty"`
+	FDs        int    `json:"fds"` // descriptors attached to the request
+}
+
+// DiskKind says how a disk's file comes to be.
+type DiskKind string
+
+const (
+	Overlay DiskKind = "overlay" // qcow2 in DiskDir over a read-only file (containerDisk)
+	Empty   DiskKind = "empty"   // qcow2 in DiskDir of SizeBytes (emptyDisk)
+	File    DiskKind = "file"    // file in a volume, made raw with SizeBytes when absent and Create is set (hostDisk, PVC)
+	Block   DiskKind = "block"   // block device of the pod
+)
+
+// Disk is one disk to prepare.
+type Disk struct {
+	ID        string   `json:"id"` // the volume's name
+	Kind      DiskKind `json:"kind"`
+	Source    string   `json:"source"`    // file or device; for Overlay a file, or a directory that holds exactly one
+	SizeBytes int64    `json:"sizeBytes"` // 0: size of the source
+	Create    bool     `json:"create,omitempty"`
+}
+
+// Seed is the cloud-init disk: an ISO 9660 image with the volume label Label.
+type Seed struct {
+	Label string `json:"label"` // cidata or config-2
+	// Files maps a path in the image to its content.
+	Files map[string][]byte `json:"files"`
+	// FromDir maps a path in the image to candidate files in the pod, the first that exists is taken (secretRef: userdata or userData).
+	// A path with no candidate on disk is an error.
+	FromDir map[string][]string `json:"fromDir,omitempty"`
+}
+
+// State is where a launcher is in its life.
+type State string
+
+const (
+	Waiting State = "Waiting" // no Start yet
+	Running State = "Running" // QEMU runs
+	Exited  State = "Exited"  // QEMU ended; the launcher ends soon after
+)
+
+// Response answers every request.
+type Response struct {
+	Error    string    `json:"error,omitempty"` // a sentence; empty when the request was carried out
+	State    State     `json:"state"`
+	ID       string    `json:"id,omitempty"`       // of the Start that was carried out
+	PID      int       `json:"pid,omitempty"`      // QEMU's, in the pod
+	ExitCode int       `json:"exitCode,omitempty"` // QEMU's, when Exited; -N when signal N killed it
+	Since    time.Time `json:"since,omitzero"`     // of the state
+}
