@@ -11,6 +11,13 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand()
+	root.AddCommand(
+		newUpCommand(),
+		newDownCommand(),
+		newStatusCommand(),
+		newSuperviseCommand(),
+		newKubectlCommand(),
+		newKubeconfigCommand(),
+	)
 	return root
 }
