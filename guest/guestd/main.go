@@ -1,5 +1,6 @@
 // Command guestd makes the tiny guest behave like a cloud image: "seed" carries out the cloud-init seed early at boot,
-// "serve" runs the network and the services that tests talk to. Called as chpasswd it sets passwords, for the guest agent.
+// "serve" runs the network and the services that tests talk to; "answer" runs the services alone, in a pod. Called as chpasswd it sets passwords, for the
+// guest agent; called as udplisten it prints datagrams.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,28 +34,47 @@ func main() {
 }
 
 func run(args []string) error {
-	if args[0] == "chpasswd" {
-		return chpasswd()
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	switch {
-	case len(args) == 2 && args[1] == "seed":
-		return applySeed()
-	case len(args) == 2 && args[1] == "serve":
-		return serve(ctx)
-	case len(args) == 3 && args[1] == "udplisten":
-		return listenUDP(ctx, args[2])
+	if args[0] == "guestd" {
+		args = args[1:]
 	}
-	return errors.New("usage: guestd seed | serve | udplisten PORT")
+	switch {
+	case len(args) > 0 && args[0] == "chpasswd":
+		return chpasswd()
+	case slices.Equal(args, []string{"seed"}):
+		return applySeed()
+	case slices.Equal(args, []string{"serve"}):
+		return serve(ctx)
+	case len(args) == 2 && args[0] == "answer":
+		return withPort(ctx, args[1], answer)
+	case len(args) == 2 && args[0] == "udplisten":
+		return withPort(ctx, args[1], listenUDP)
+	}
+	return errors.New("usage: guestd seed | serve | answer PORT | udplisten PORT")
 }
 
-// listenUDP prints every datagram that arrives: who sent it, and its text.
-func listenUDP(ctx context.Context, arg string) error {
-	port, err := strconv.Atoi(arg)
+func withPort(ctx context.Context, arg string, f func(context.Context, int) error) error {
+	port, err := strconv.ParseUint(arg, 10, 16)
 	if err != nil {
 		return fmt.Errorf("%q is not a port", arg)
 	}
+	err = f(ctx, int(port))
+	if ctx.Err() != nil { // told to stop
+		return nil
+	}
+	return err
+}
+
+// answer runs the services that need no guest.
+func answer(ctx context.Context, port int) error {
+	go background(func() error { return services.EchoTCP(ctx) })
+	go background(func() error { return services.EchoUDP(ctx) })
+	return services.HTTP(ctx, port, nic.Observe)
+}
+
+// listenUDP prints every datagram that arrives: who sent it, and its text.
+func listenUDP(ctx context.Context, port int) error {
 	return services.Datagrams(ctx, port, func(_ net.PacketConn, from net.Addr, data []byte) {
 		fmt.Printf("%s %s\n", from, strings.TrimRight(string(data), "\n"))
 	})
@@ -84,7 +105,7 @@ func serve(ctx context.Context) error {
 	if err := services.PowerButton(powerOff); err != nil {
 		slog.Warn("power button", "error", err)
 	}
-	go background(func() error { return services.HTTP(ctx, manager.States) })
+	go background(func() error { return services.HTTP(ctx, 80, manager.States) })
 	go background(func() error { return services.EchoTCP(ctx) })
 	go background(func() error { return services.EchoUDP(ctx) })
 	return manager.Run(ctx)

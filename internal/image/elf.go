@@ -15,7 +15,8 @@ import (
 
 // Closure returns the given programs and libraries with everything that the dynamic loader needs to start them: the
 // loader itself, the libraries named by DT_NEEDED, theirs, and every symbolic link on the way. root is the directory
-// whose libraries are meant ("/" for this host); names are paths inside it, as are the results. Files that are not ELF are returned as they are.
+// whose libraries are meant ("/" for this host); names are paths inside it, as are the results. Directories and files that are not
+// ELF are returned as they are.
 //
 // Libraries opened by name at run time (dlopen) are not visible in a file; the caller names them too.
 func Closure(root string, names ...string) ([]string, error) {
@@ -51,6 +52,9 @@ func (c *closure) visit(name string) error {
 		return err
 	}
 	c.seen[real] = true
+	if info, err := os.Stat(filepath.Join(c.root, real)); err != nil || info.IsDir() {
+		return err
+	}
 	file, err := elf.Open(filepath.Join(c.root, real))
 	var notELF *elf.FormatError
 	if errors.As(err, &notELF) {

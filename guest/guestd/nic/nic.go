@@ -152,6 +152,37 @@ type State struct {
 	Error     string         `json:"error,omitempty"` // the last thing that went wrong
 }
 
+// Observe describes the interfaces that somebody else brought up.
+func Observe() []State {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil
+	}
+	var out []State
+	for _, l := range links {
+		if l.Attrs().Flags&net.FlagLoopback == 0 {
+			out = append(out, observe(l))
+		}
+	}
+	return out
+}
+
+// observe reads what the kernel knows.
+func observe(link netlink.Link) State {
+	attrs := link.Attrs()
+	out := State{Name: attrs.Name, MAC: attrs.HardwareAddr.String(), MTU: attrs.MTU, Carrier: attrs.RawFlags&lowerUp != 0}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return out
+	}
+	for _, a := range addresses {
+		ip, _ := netip.AddrFromSlice(a.IP)
+		bits, _ := a.Mask.Size()
+		out.Addresses = append(out.Addresses, netip.PrefixFrom(ip.Unmap(), bits))
+	}
+	return out
+}
+
 // Answer is what a DHCP server said: every option, decoded as far as the library knows it.
 type Answer struct {
 	Address netip.Prefix      `json:"address"`

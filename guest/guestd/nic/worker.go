@@ -214,16 +214,8 @@ func (w *worker) snapshot() State {
 	out := w.state
 	w.mu.Unlock()
 	if link, err := netlink.LinkByIndex(w.link.Attrs().Index); err == nil {
-		out.MTU = link.Attrs().MTU
-	}
-	addresses, err := netlink.AddrList(w.link, netlink.FAMILY_ALL)
-	if err != nil {
-		return out
-	}
-	for _, a := range addresses {
-		ip, _ := netip.AddrFromSlice(a.IP)
-		bits, _ := a.Mask.Size()
-		out.Addresses = append(out.Addresses, netip.PrefixFrom(ip.Unmap(), bits))
+		seen := observe(link)
+		out.MTU, out.Addresses = seen.MTU, seen.Addresses
 	}
 	return out
 }

@@ -21,8 +21,8 @@ import (
 	"patchbay/guest/guestd/nic"
 )
 
-// HTTP serves the page on port 80: "/" for people, "/healthz", "/state" for programs, "/bytes/N" for throughput.
-func HTTP(ctx context.Context, states func() []nic.State) error {
+// HTTP serves the page on a port: "/" for people, "/healthz", "/state" for programs, "/bytes/N" for throughput.
+func HTTP(ctx context.Context, port int, states func() []nic.State) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
@@ -51,7 +51,7 @@ func HTTP(ctx context.Context, states func() []nic.State) error {
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
 		io.CopyN(w, zeros{}, n) //nolint:errcheck // the client went away
 	})
-	server := &http.Server{Addr: ":80", Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Addr: ":" + strconv.Itoa(port), Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	context.AfterFunc(ctx, func() { server.Close() })
 	return server.ListenAndServe()
 }
