@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"k8s.io/client-go/rest"
@@ -26,8 +26,16 @@ import (
 // supervisorUnit is the supervisor's own name among its units' marks.
 const supervisorUnit = "supervisor"
 
-// withoutVariable lists components to leave out, while a branch lacks their commands.
-const withoutVariable = "PATCHBAY_WITHOUT"
+// absentCommands finds components whose command is not built in yet, which only happens on branches under development.
+func absentCommands(program string) []string {
+	var absent []string
+	for _, name := range []string{components.Controller, components.DNS, components.Agent} {
+		if exec.Command(program, name, "--help").Run() != nil {
+			absent = append(absent, name)
+		}
+	}
+	return absent
+}
 
 func supervisorLock(c layout.Cluster) string { return filepath.Join(c.Run(), "supervisor.lock") }
 
@@ -88,7 +96,7 @@ func unitsOf(c layout.Cluster, spec Spec) ([]supervise.Unit, error) {
 	}
 	return components.List(components.Input{
 		Cluster: c, Nodes: spec.Nodes, Settings: spec.settings(), Programs: programs, KernelDatapath: kernel, SandboxImage: images.SandboxName,
-		Absent: strings.Split(os.Getenv(withoutVariable), ","),
+		Absent: absentCommands(programs.Patchbay),
 		Hooks: components.Hooks{
 			Bootstrap:  func(ctx context.Context) error { return applyFirstObjects(ctx, c, spec) },
 			LoadImages: func(ctx context.Context, node layout.Node) error { return loadImages(ctx, programs, node) },

@@ -145,7 +145,7 @@ func ensureSupervisor(c layout.Cluster) (*supervise.Process, error) {
 	defer log.Close()
 	cmd := exec.Command(self, "supervise", "--name", c.Name)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
-	cmd.Env = []string{withoutVariable + "=" + os.Getenv(withoutVariable), "PATH=" + os.Getenv("PATH"), "HOME=/root", layout.HomeVariable + "=" + c.Home, supervise.MarkPrefix(c.Dir()) + supervisorUnit}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/root", layout.HomeVariable + "=" + c.Home, supervise.MarkPrefix(c.Dir()) + supervisorUnit}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the supervisor: %w", err)
