@@ -136,6 +136,8 @@ func podSecurity() *corev1.PodSecurityContext {
 		RunAsNonRoot:   new(true),
 		FSGroup:        new(int64(User)),
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		// A claim with many files is not walked at every start.
+		FSGroupChangePolicy: new(corev1.FSGroupChangeOnRootMismatch),
 	}
 }
 
