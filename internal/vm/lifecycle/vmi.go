@@ -192,7 +192,7 @@ func (s *vmiStep) createFailed(err error) {
 	s.after = createRetry
 }
 
-const createRetry = 30 * time.Second
+const createRetry = 10 * time.Second
 
 // followPod takes over what the pod says.
 func (s *vmiStep) followPod() {
