@@ -94,10 +94,20 @@ func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
 }
 
 func (c *Cluster) kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	stdout, _, err := runBoth(c.kubectlCommand(ctx, stdin, args...))
+	return stdout, err
+}
+
+func (c *Cluster) kubectlCommand(ctx context.Context, stdin string, args ...string) *exec.Cmd {
 	args = append([]string{"kubectl", "--name", c.Name, "--"}, args...)
 	cmd := exec.CommandContext(ctx, filepath.Join(c.root, "bin", "patchbay"), args...)
 	cmd.Stdin = strings.NewReader(stdin)
-	return run(cmd)
+	return cmd
+}
+
+// ApplyVerbose applies a manifest and also returns what kubectl wrote on standard error: warnings of the server.
+func (c *Cluster) ApplyVerbose(ctx context.Context, namespace, manifest string) (stdout, stderr string, err error) {
+	return runBoth(c.kubectlCommand(ctx, manifest, "apply", "-n", namespace, "-f", "-"))
 }
 
 // InNode runs a command in a node's network namespace ("fabric" for the network that joins the nodes).
@@ -119,16 +129,21 @@ func (e *CommandError) Error() string {
 func (e *CommandError) Unwrap() error { return e.Err }
 
 func run(cmd *exec.Cmd) (string, error) {
+	stdout, _, err := runBoth(cmd)
+	return stdout, err
+}
+
+func runBoth(cmd *exec.Cmd) (out, errout string, err error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	begin := time.Now()
-	err := cmd.Run()
+	err = cmd.Run()
 	name := filepath.Base(cmd.Args[0]) + " " + strings.Join(cmd.Args[1:], " ")
 	slog.Debug("ran", "command", name, "took", time.Since(begin), "error", err)
 	if err != nil {
-		return stdout.String(), &CommandError{Command: name, Stderr: stderr.String(), Err: err}
+		err = &CommandError{Command: name, Stderr: stderr.String(), Err: err}
 	}
-	return stdout.String(), nil
+	return stdout.String(), stderr.String(), err
 }
 
 // Root is the repository's directory.

@@ -1,0 +1,3 @@
+package main
+
+func (b builder) debian(work string) error { return nil }
