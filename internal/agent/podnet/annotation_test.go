@@ -37,7 +37,7 @@ func TestParseNetworks(t *testing.T) {
 
 func TestParseNetworksNamesTheFault(t *testing.T) {
 	for value, want := range map[string]string{
-		`{`: "pod-networks",
+		`{`:                               "pod-networks",
 		`{"default":{"mac_address":"x"}}`: `network "default": mac_address`,
 		`{"default":{"mac_address":"02:00:00:00:00:01","ip_addresses":["10.0.0.1"]}}`:              "ip_addresses",
 		`{"default":{"mac_address":"02:00:00:00:00:01","gateway_ips":["no"]}}`:                     "gateway_ips",
