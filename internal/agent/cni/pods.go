@@ -84,6 +84,7 @@ func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string
 	key := types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
 	lag := time.NewTimer(cacheLag)
 	defer lag.Stop()
+	mayAsk := false
 	for {
 		changed := k.changed(key)
 		var pod corev1.Pod
@@ -98,14 +99,15 @@ func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string
 			networks, err := podnet.ParseNetworks(value)
 			return ref, networks, err
 		}
+		if !known && mayAsk {
+			if err := k.confirm(ctx, ref); err != nil {
+				return ref, nil, err
+			}
+		}
 		select {
 		case <-changed:
 		case <-lag.C:
-			if !known {
-				if err := k.confirm(ctx, ref); err != nil {
-					return ref, nil, err
-				}
-			}
+			mayAsk = true
 		case <-ctx.Done():
 			return ref, nil, fmt.Errorf("annotation %s is missing; is patchbay controller running? Its events on the pod say why it gave no addresses: %w",
 				podnet.NetworksAnnotation, context.Cause(ctx))
