@@ -7,22 +7,23 @@ import (
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
+	"patchbay/internal/podnetworks"
 )
 
 // wiring is everything that one pod gets: pure data, from which devices, ports, the record and the CNI result follow.
 type wiring struct {
 	record podnet.Pod
-	roles  []podnet.Role // of record.Interfaces
+	roles  []podnetworks.Role // of record.Interfaces
 }
 
 // plan says how the pod is connected to the default network.
-func plan(s sandbox, networks map[string]podnet.Attachment, defaultMTU int) (wiring, error) {
-	a, ok := networks[podnet.DefaultNetwork]
+func plan(s sandbox, networks map[string]podnetworks.Network, defaultMTU int) (wiring, error) {
+	a, ok := networks[podnetworks.Default]
 	if !ok {
-		return wiring{}, fmt.Errorf("annotation %s has no entry for network %q", podnet.NetworksAnnotation, podnet.DefaultNetwork)
+		return wiring{}, fmt.Errorf("annotation %s has no entry for network %q", podnetworks.PodAnnotation, podnetworks.Default)
 	}
 	iface := podnet.Interface{
-		Name: s.ifName, MAC: a.MAC, MTU: a.MTU, IPs: a.IPs, Gateways: a.Gateways, Routes: a.Routes,
+		Name: s.ifName, MAC: a.MAC, MTU: a.MTU, IPs: a.IPs, Gateways: a.Gateways, Routes: recordRoutes(a.Routes),
 		HostName: hostName(s.containerID, s.ifName),
 		Port:     s.pod.Namespace + "_" + s.pod.Name,
 	}
@@ -34,8 +35,16 @@ func plan(s sandbox, networks map[string]podnet.Attachment, defaultMTU int) (wir
 			UID: s.pod.UID, Namespace: s.pod.Namespace, Name: s.pod.Name, ContainerID: s.containerID, Netns: s.netns,
 			Interfaces: []podnet.Interface{iface},
 		},
-		roles: []podnet.Role{a.Role},
+		roles: []podnetworks.Role{a.Role},
 	}, nil
+}
+
+func recordRoutes(routes []podnetworks.Route) []podnet.Route {
+	var out []podnet.Route
+	for _, r := range routes {
+		out = append(out, podnet.Route{Dest: r.Dest, Via: r.NextHop})
+	}
+	return out
 }
 
 // hostName is the same for every attempt to connect one interface of one sandbox, so that an attempt finds the remains of

@@ -17,12 +17,13 @@ import (
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
+	"patchbay/internal/podnetworks"
 )
 
 // Pods is what the plugin asks of the Kubernetes API.
 type Pods interface {
 	// Networks waits until the network controller gave the pod its addresses, and returns them with the pod's UID.
-	Networks(ctx context.Context, pod PodRef) (PodRef, map[string]podnet.Attachment, error)
+	Networks(ctx context.Context, pod PodRef) (PodRef, map[string]podnetworks.Network, error)
 	// While returns a context that ends when the pod is deleted.
 	While(ctx context.Context, pod PodRef) (context.Context, context.CancelFunc)
 	// Annotate sets an annotation of the pod.

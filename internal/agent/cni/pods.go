@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"patchbay/internal/agent/cni/shim"
-	"patchbay/internal/agent/podnet"
+	"patchbay/internal/podnetworks"
 )
 
 // KubePods is Pods on the Kubernetes API.
@@ -80,7 +80,7 @@ func (k *KubePods) changed(key types.NamespacedName) <-chan struct{} {
 }
 
 // Networks waits for the annotation that the network controller writes.
-func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string]podnet.Attachment, error) {
+func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string]podnetworks.Network, error) {
 	key := types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
 	lag := time.NewTimer(cacheLag)
 	defer lag.Stop()
@@ -94,9 +94,9 @@ func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string
 		}
 		// A pod of the same name may still be, or be already, its predecessor or successor.
 		known := err == nil && (ref.UID == "" || pod.UID == ref.UID)
-		if value := pod.Annotations[podnet.NetworksAnnotation]; known && value != "" {
+		if known && pod.Annotations[podnetworks.PodAnnotation] != "" {
 			ref.UID = pod.UID
-			networks, err := podnet.ParseNetworks(value)
+			networks, err := podnetworks.ParsePod(pod.Annotations)
 			return ref, networks, err
 		}
 		if !known && mayAsk {
@@ -110,7 +110,7 @@ func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string
 			mayAsk = true
 		case <-ctx.Done():
 			return ref, nil, fmt.Errorf("annotation %s is missing; is patchbay controller running? Its events on the pod say why it gave no addresses: %w",
-				podnet.NetworksAnnotation, context.Cause(ctx))
+				podnetworks.PodAnnotation, context.Cause(ctx))
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"patchbay/internal/agent/podnet"
+	"patchbay/internal/podnetworks"
 )
 
 // NetworkStatusAnnotation tells people and other programs which interfaces a pod has.
@@ -82,7 +83,7 @@ type networkStatus struct {
 func renderStatus(w wiring) (string, error) {
 	var list []networkStatus
 	for n, i := range w.record.Interfaces {
-		entry := networkStatus{Name: NetworkName, Interface: i.Name, MAC: i.MAC.String(), MTU: i.MTU, Default: w.roles[n] != podnet.Locked}
+		entry := networkStatus{Name: NetworkName, Interface: i.Name, MAC: i.MAC.String(), MTU: i.MTU, Default: w.roles[n] != podnetworks.InfrastructureLocal}
 		for _, ip := range i.IPs {
 			entry.IPs = append(entry.IPs, ip.Addr().String())
 		}

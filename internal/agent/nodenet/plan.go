@@ -4,30 +4,26 @@
 package nodenet
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"patchbay/internal/agent/ovs"
+	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
 )
 
 const (
 	// ManagementDevice is the node's port on the cluster's network.
 	ManagementDevice = "pb-mp0"
-	// SubnetsAnnotation holds the node's slices of the cluster's ranges, as {"default":["10.128.0.0/23","fd00:10:128::/64"]}.
-	SubnetsAnnotation = "k8s.ovn.org/node-subnets"
 
-	defaultNetwork = "default"
-	owner          = "nodenet"
+	owner = "nodenet"
 )
 
 // ErrNoSubnets says that the network controller has not given the node its subnets yet.
-var ErrNoSubnets = errors.New("the network controller has not written annotation " + SubnetsAnnotation + " to the node yet")
+var ErrNoSubnets = errors.New("the network controller has not written annotation " + podnetworks.NodeAnnotation + " to the node yet")
 
 // Plan is what the node's side of the overlay looks like: pure data.
 type Plan struct {
@@ -43,25 +39,21 @@ type Plan struct {
 
 // NewPlan computes the plan from the node object. The result has one address per family of the settings.
 func NewPlan(s settings.Settings, node *corev1.Node) (Plan, error) {
-	value := node.Annotations[SubnetsAnnotation]
-	if value == "" {
-		return Plan{}, ErrNoSubnets
+	networks, err := podnetworks.ParseNode(node.Annotations)
+	if err != nil {
+		return Plan{}, fmt.Errorf("node %s: %w", node.Name, err)
 	}
-	var subnets map[string][]netip.Prefix
-	if err := json.Unmarshal([]byte(value), &subnets); err != nil {
-		return Plan{}, fmt.Errorf("annotation %s of node %s: %w", SubnetsAnnotation, node.Name, err)
+	subnets := networks[podnetworks.Default]
+	if len(subnets) == 0 {
+		return Plan{}, ErrNoSubnets
 	}
 	p := Plan{Logical: "k8s-" + node.Name, MTU: s.PodMTU, Pods: s.ClusterCIDRs, Services: s.ServiceCIDRs}
 	p.Routes = append(append(p.Routes, s.ClusterCIDRs...), s.ServiceCIDRs...)
-	for _, subnet := range subnets[defaultNetwork] {
-		gateway := subnet.Masked().Addr().Next()
-		p.Gateways = append(p.Gateways, gateway)
-		p.IPs = append(p.IPs, netip.PrefixFrom(gateway.Next(), subnet.Bits()))
+	for _, subnet := range subnets {
+		p.Gateways = append(p.Gateways, podnetworks.Gateway(subnet))
+		p.IPs = append(p.IPs, netip.PrefixFrom(podnetworks.Management(subnet), subnet.Bits()))
 	}
-	if len(p.IPs) == 0 {
-		return Plan{}, fmt.Errorf("annotation %s of node %s names no subnet of network %q", SubnetsAnnotation, node.Name, defaultNetwork)
-	}
-	p.MAC = macOf(p.IPs[0].Addr()).String()
+	p.MAC = podnetworks.MAC(p.IPs[0].Addr()).String()
 	return p, nil
 }
 
@@ -89,5 +81,3 @@ func (p Plan) ip(is4 bool) (netip.Addr, bool) {
 	}
 	return netip.Addr{}, false
 }
-
-func macOf(ip netip.Addr) net.HardwareAddr { return settings.MAC(ip) }
