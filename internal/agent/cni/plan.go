@@ -8,6 +8,7 @@ import (
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/topology"
 )
 
 // wiring is everything that one pod gets: pure data, from which devices, ports, the record and the CNI result follow.
@@ -25,7 +26,7 @@ func plan(s sandbox, networks map[string]podnetworks.Network, defaultMTU int) (w
 	iface := podnet.Interface{
 		Name: s.ifName, MAC: a.MAC, MTU: a.MTU, IPs: a.IPs, Gateways: a.Gateways, Routes: recordRoutes(a.Routes),
 		HostName: hostName(s.containerID, s.ifName),
-		Port:     s.pod.Namespace + "_" + s.pod.Name,
+		Port:     topology.PodPort(s.pod.Namespace, s.pod.Name),
 	}
 	if iface.MTU == 0 {
 		iface.MTU = defaultMTU

@@ -18,6 +18,7 @@ import (
 
 // Server answers the shim on a unix socket.
 type Server struct {
+	path     string
 	listener net.Listener
 	handle   func(context.Context, shim.Request) (json.RawMessage, error)
 	log      *slog.Logger
@@ -39,15 +40,18 @@ func Listen(path string, handle func(context.Context, shim.Request) (json.RawMes
 		listener.Close()
 		return nil, fmt.Errorf("restrict the CNI socket to root: %w", err)
 	}
-	return &Server{listener, handle, log}, nil
+	return &Server{path, listener, handle, log}, nil
 }
 
 // Serve answers requests until the context ends, and then waits for those in progress: they are cancelled.
 func (s *Server) Serve(ctx context.Context) error {
 	var inProgress sync.WaitGroup
 	defer inProgress.Wait()
+	// Closing would remove the socket file, whose time tells the shim when the agent was last alive.
+	s.listener.(*net.UnixListener).SetUnlinkOnClose(false)
 	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
 	defer stop()
+	inProgress.Go(func() { s.beat(ctx) })
 	for {
 		conn, err := s.listener.Accept()
 		if ctx.Err() != nil {
@@ -57,6 +61,23 @@ func (s *Server) Serve(ctx context.Context) error {
 			return fmt.Errorf("accept CNI requests: %w", err)
 		}
 		inProgress.Go(func() { s.answer(ctx, conn) })
+	}
+}
+
+// beat tells the shim that the agent is alive.
+func (s *Server) beat(ctx context.Context) {
+	ticker := time.NewTicker(shim.Grace / 4)
+	defer ticker.Stop()
+	for {
+		now := time.Now()
+		if err := os.Chtimes(s.path, now, now); err != nil {
+			s.log.Warn("cannot show that the agent is alive", "error", err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

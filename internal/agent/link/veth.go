@@ -147,7 +147,7 @@ func addAddress(device netlink.Link, ip netip.Prefix) error {
 }
 
 func addRoute(device netlink.Link, r Route) error {
-	route := &netlink.Route{LinkIndex: device.Attrs().Index, Dst: ipNet(r.Dest.Masked()), Gw: r.Via.AsSlice()}
+	route := &netlink.Route{LinkIndex: device.Attrs().Index, Dst: ipNet(r.Dest.Masked()), Gw: r.Via.AsSlice(), Protocol: routeProtocol}
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("add route to %s via %s on %s: %w", r.Dest, r.Via, device.Attrs().Name, err)
 	}
@@ -196,10 +196,7 @@ func verifyRoutes(device netlink.Link, want []Route) error {
 		return fmt.Errorf("list routes of %s: %w", device.Attrs().Name, err)
 	}
 	for _, r := range want {
-		same := func(h netlink.Route) bool {
-			return h.Dst != nil && h.Dst.String() == r.Dest.Masked().String() && h.Gw.Equal(r.Via.AsSlice())
-		}
-		if !slices.ContainsFunc(have, same) {
+		if !slices.ContainsFunc(have, r.is) {
 			return fmt.Errorf("the pod lacks the route to %s via %s on %s", r.Dest, r.Via, device.Attrs().Name)
 		}
 	}

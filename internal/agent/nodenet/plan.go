@@ -13,6 +13,7 @@ import (
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
+	"patchbay/internal/topology"
 )
 
 const (
@@ -47,7 +48,7 @@ func NewPlan(s settings.Settings, node *corev1.Node) (Plan, error) {
 	if len(subnets) == 0 {
 		return Plan{}, ErrNoSubnets
 	}
-	p := Plan{Logical: "k8s-" + node.Name, MTU: s.PodMTU, Pods: s.ClusterCIDRs, Services: s.ServiceCIDRs}
+	p := Plan{Logical: topology.ManagementPort(node.Name), MTU: s.PodMTU, Pods: s.ClusterCIDRs, Services: s.ServiceCIDRs}
 	p.Routes = append(append(p.Routes, s.ClusterCIDRs...), s.ServiceCIDRs...)
 	for _, subnet := range subnets {
 		p.Gateways = append(p.Gateways, podnetworks.Gateway(subnet))
