@@ -39,7 +39,7 @@ func addNodeNetwork(_ context.Context, h *Host) error {
 	}
 	h.Network = nodenet.New(nodenet.Config{
 		Settings: h.Settings, Node: h.Node, Reader: h.Manager.GetClient(), Ports: h.OVS, Guard: h.Guard, NFT: rules,
-		AnyNetns: h.AnyNetns, 		Log: h.Log.With("part", "nodenet"),
+		AnyNetns: h.AnyNetns, Log: h.Log.With("part", "nodenet"),
 	})
 	return h.Network.AddToManager(h.Manager)
 }
