@@ -9,10 +9,11 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
+
+	"patchbay/internal/agent/netns"
 )
 
 // sysDir is where the kernel shows the settings of the calling thread's network namespace.
@@ -34,9 +35,9 @@ func NewApplier() (*Applier, error) {
 
 // Open applies the plan in the namespace and returns the tap's descriptors, one per queue. The tap lives as long as any of them
 // is open. A tap that is left over from an attempt that never started a guest is replaced: call it only when no guest runs.
-func (a *Applier) Open(ctx context.Context, netns string, p Plan) ([]*os.File, error) {
+func (a *Applier) Open(ctx context.Context, path string, p Plan) ([]*os.File, error) {
 	var fds []*os.File
-	err := ns.WithNetNSPath(netns, func(ns.NetNS) (err error) {
+	err := netns.Do(path, func() (err error) {
 		if err = a.applyRules(ctx, p); err != nil {
 			return err
 		}
@@ -47,21 +48,21 @@ func (a *Applier) Open(ctx context.Context, netns string, p Plan) ([]*os.File, e
 	})
 	if err != nil {
 		CloseAll(fds)
-		return nil, fmt.Errorf("masquerade in network namespace %s: %w", netns, err)
+		return nil, fmt.Errorf("masquerade in network namespace %s: %w", path, err)
 	}
 	return fds, nil
 }
 
 // Refresh applies the plan again beside a running guest, whose tap it keeps. The guest notices nothing.
-func (a *Applier) Refresh(ctx context.Context, netns string, p Plan) error {
-	err := ns.WithNetNSPath(netns, func(ns.NetNS) error {
+func (a *Applier) Refresh(ctx context.Context, path string, p Plan) error {
+	err := netns.Do(path, func() error {
 		if err := a.applyRules(ctx, p); err != nil {
 			return err
 		}
 		return configure(p)
 	})
 	if err != nil {
-		return fmt.Errorf("masquerade in network namespace %s: %w", netns, err)
+		return fmt.Errorf("masquerade in network namespace %s: %w", path, err)
 	}
 	return nil
 }

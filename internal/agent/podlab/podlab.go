@@ -13,10 +13,10 @@ import (
 	"runtime"
 	"testing"
 
-	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"patchbay/internal/agent/netns"
 	"patchbay/internal/agent/podnet"
 )
 
@@ -87,7 +87,7 @@ func (n *Netns) Do(f func() error) {
 
 // Try is Do for an f whose error is expected.
 func (n *Netns) Try(f func() error) error {
-	return ns.WithNetNSPath(n.Path, func(ns.NetNS) error { return f() })
+	return netns.Do(n.Path, f)
 }
 
 // Run runs a command in the namespace and returns what it printed.
