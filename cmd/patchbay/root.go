@@ -19,6 +19,7 @@ func newRootCommand() *cobra.Command {
 		newKubectlCommand(),
 		newKubeconfigCommand(),
 		newAgentCommand(),
+		newControllerCommand(),
 	)
 	return root
 }
