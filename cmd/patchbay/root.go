@@ -18,6 +18,8 @@ func newRootCommand() *cobra.Command {
 		newSuperviseCommand(),
 		newKubectlCommand(),
 		newKubeconfigCommand(),
+		newAgentCommand(),
+		newControllerCommand(),
 	)
 	return root
 }
