@@ -13,10 +13,10 @@ import (
 // sources are the files and directories that a target's image depends on, from the repository's root.
 var sources = map[string][]string{
 	"launcher":    {"guest/build", "internal/image", "bin/patchbay-launcher", "/var/lib/dpkg/status"},
-	"tiny":        {"guest/build", "guest/tiny", "guest/guestd", "internal/image"},
-	"tiny-kernel": {"guest/build", "guest/tiny", "guest/guestd", "internal/image"},
+	"tiny":        {"guest/build", "guest/tiny", "guest/initrd", "guest/guestd", "internal/image"},
+	"tiny-kernel": {"guest/build", "guest/tiny", "guest/initrd", "guest/guestd", "internal/image"},
 	"toolbox":     {"guest/build", "guest/toolbox", "guest/tiny/packages.txt", "guest/guestd", "internal/image"},
-	"debian":      {"guest/build", "guest/debian", "internal/image"},
+	"debian":      {"guest/build", "guest/debian", "guest/initrd", "guest/guestd", "internal/image"},
 }
 
 // inputs is a digest of everything that a target is made of.

@@ -18,7 +18,7 @@ type disk struct {
 	kernel  string
 	initrd  string
 	cmdline string // kernel command line
-	root    *image.Tree
+	root    string // directory with the content of the root file system
 	label   string // of the root file system
 	bootMiB int64
 	rootMiB int64
@@ -99,18 +99,9 @@ func (d disk) bootPartition(raw string) error {
 }
 
 func (d disk) rootPartition(raw string) error {
-	dir := filepath.Join(d.work, "root")
-	if err := extract(d.root, dir); err != nil {
-		return err
-	}
-	return makeExt4(raw, dir, d.label, (1+d.bootMiB)*mib, d.rootMiB)
-}
-
-// makeExt4 fills a part of a disk image with a file system that holds a directory's content.
-func makeExt4(raw, dir, label string, offset, sizeMiB int64) error {
-	_, err := run("mkfs.ext4", "-q", "-F", "-d", dir, "-L", label, "-U", "70617463-6862-4179-8000-000000000001",
-		"-O", "^metadata_csum,^64bit,^resize_inode", "-E", fmt.Sprintf("offset=%d,hash_seed=70617463-6862-4179-8000-000000000002,lazy_itable_init=1,nodiscard", offset),
-		"-m", "0", raw, fmt.Sprintf("%dM", sizeMiB))
+	options := fmt.Sprintf("offset=%d,hash_seed=70617463-6862-4179-8000-000000000002,lazy_itable_init=1,nodiscard", (1+d.bootMiB)*mib)
+	_, err := run("mkfs.ext4", "-q", "-F", "-d", d.root, "-L", d.label, "-U", "70617463-6862-4179-8000-000000000001",
+		"-O", "^metadata_csum,^64bit", "-E", options, "-m", "0", raw, fmt.Sprintf("%dM", d.rootMiB))
 	return err
 }
 

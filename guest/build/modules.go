@@ -19,7 +19,7 @@ import (
 type kernel struct {
 	root    string            // of the unpacked packages
 	version string            // 6.1.0-…-cloud-amd64
-	files   map[string]string // module name -> file
+	files   map[string]string // module name -> file; empty for one that is built in
 }
 
 func findKernel(root string) (*kernel, error) {
@@ -28,8 +28,15 @@ func findKernel(root string) (*kernel, error) {
 		return nil, fmt.Errorf("want one kernel in %s/boot, found %d", root, len(found))
 	}
 	k := &kernel{root: root, version: strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-"), files: map[string]string{}}
-	dir := filepath.Join(root, "lib/modules", k.version, "kernel")
-	return k, filepath.Walk(dir, func(p string, _ os.FileInfo, err error) error {
+	dir := filepath.Join(root, "lib/modules", k.version)
+	builtin, err := list(filepath.Join(dir, "modules.builtin"))
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range builtin {
+		k.files[moduleName(p)] = ""
+	}
+	return k, filepath.Walk(filepath.Join(dir, "kernel"), func(p string, _ os.FileInfo, err error) error {
 		if strings.HasSuffix(p, ".ko") {
 			k.files[moduleName(p)] = p
 		}
@@ -56,6 +63,9 @@ func (k *kernel) addModules(tree *image.Tree, names []string) error {
 		file, ok := k.files[name]
 		if !ok {
 			return fmt.Errorf("kernel %s has no module %s", k.version, todo[0])
+		}
+		if file == "" {
+			continue
 		}
 		data, info, err := readModule(file)
 		if err != nil {

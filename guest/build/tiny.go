@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path"
 	"path/filepath"
@@ -12,7 +13,7 @@ import (
 // quick is what makes the kernel start fast in an emulated machine, besides saying less: no waiting for hardware that a
 // virtual machine has not, no randomised place, no work against side channels that emulation does not have.
 const quick = "quiet loglevel=3 console=tty1 console=ttyS0,115200 net.ifnames=0 nokaslr mitigations=off random.trust_cpu=on " +
-	"tsc=reliable no_timer_check cryptomgr.notests i8042.nopnp i8042.noaux 8250.nr_uarts=1 audit=0 apparmor=0 panic=10"
+	"tsc=reliable no_timer_check cryptomgr.notests i8042.nopnp i8042.noaux 8250.nr_uarts=1 audit=0 apparmor=0 selinux=0 panic=10 initcall_blacklist=crypto_kdf108_init"
 
 // guestDisk is the owner of a disk in an image: the user that QEMU runs as.
 const guestUID = 107
@@ -22,32 +23,40 @@ func (b builder) tiny(work string) error {
 	if err != nil {
 		return err
 	}
-	boot := image.NewTree()
-	if err := t.kernel.addModules(boot, t.bootModules); err != nil {
+	initrd, err := makeInitrd(work, t.kernel, t.bootModules)
+	if err != nil {
 		return err
 	}
-	boot.Host("/bin/busybox", filepath.Join(t.kernel.root, "bin/busybox"))
-	boot.Host("/sbin/modprobe", filepath.Join(t.kernel.root, "bin/busybox"))
-	boot.Host("/init", "guest/tiny/initrd/init")
-	for _, dir := range []string{"/dev", "/proc", "/sys", "/root"} {
-		boot.Dir(dir, 0o755, 0, 0)
-	}
-	initrd := filepath.Join(work, "initrd.img")
-	if err := create(initrd, boot.WriteCpio); err != nil {
+	root := filepath.Join(work, "root")
+	if err := extract(t.root, root); err != nil {
 		return err
 	}
 	out := filepath.Join(work, "tiny.qcow2")
 	d := disk{
-		work: work, kernel: t.kernel.image(), initrd: initrd, cmdline: quick,
-		root: t.root, label: "tiny-root", bootMiB: 40, rootMiB: 216,
+		work: work, kernel: t.kernel.image(), initrd: initrd, cmdline: quick + " root=LABEL=tiny-root",
+		root: root, label: "tiny-root", bootMiB: 40, rootMiB: 216,
 	}
 	if err := d.write(out); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(b.out, "guests"), 0o755); err != nil {
-		return err
-	}
 	return b.containerDisk("tiny", "patchbay.io/guest/tiny:latest", out)
+}
+
+// makeInitrd makes the first file system of a disk: it loads the drivers of disks and finds the root file system.
+func makeInitrd(work string, k *kernel, modules []string) (string, error) {
+	boot := image.NewTree()
+	if err := k.addModules(boot, modules); err != nil {
+		return "", err
+	}
+	busybox := filepath.Join(k.root, "bin/busybox")
+	boot.Host("/bin/busybox", busybox)
+	boot.Link("/sbin/modprobe", "/bin/busybox") // the kernel calls it
+	boot.Host("/init", "guest/initrd/init")
+	for _, dir := range []string{"/dev", "/proc", "/sys", "/root"} {
+		boot.Dir(dir, 0o755, 0, 0)
+	}
+	out := filepath.Join(work, "initrd.img")
+	return out, create(out, boot.WriteCpio)
 }
 
 // containerDisk makes an image whose directory /disk holds one disk, and keeps the disk itself for tests.
@@ -58,7 +67,8 @@ func (b builder) containerDisk(target, name, disk string) error {
 	if err := b.save(target, name, image.Config{}, tree); err != nil {
 		return err
 	}
-	return os.Rename(disk, filepath.Join(b.out, "guests", filepath.Base(disk)))
+	kept := filepath.Join(b.out, "guests", filepath.Base(disk))
+	return errors.Join(os.MkdirAll(filepath.Dir(kept), 0o755), os.Rename(disk, kept))
 }
 
 // tinyKernel makes the image for kernelBoot: the same guest as kernel and first file system, all in memory.
@@ -128,6 +138,7 @@ func (b builder) tinyParts(work string) (*tinyParts, error) {
 	t.root.Link("/usr/sbin/chpasswd", "guestd")
 	t.root.Link("/usr/lib/sftp-server", "openssh/sftp-server")
 	t.root.Link("/usr/bin/udplisten", "../sbin/guestd")
+	t.root.Link("/bin/sh", "dash") // busybox's own shell would run its ip and ping instead of the real ones
 	t.root.Link("/etc/mtab", "/proc/mounts")
 	t.root.Link("/var/run", "/run")
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run", "/mnt", "/var/log", "/var/lib/guestd", "/etc/dropbear"} {
@@ -140,19 +151,22 @@ func (b builder) tinyParts(work string) (*tinyParts, error) {
 }
 
 func (t *tinyParts) modules() error {
-	lines, err := list("guest/tiny/modules.txt")
-	if err != nil {
-		return err
-	}
-	var all []string
+	all, boot, err := moduleList("guest/tiny/modules.txt")
+	t.bootModules = boot
+	return errors.Join(err, t.kernel.addModules(t.root, all))
+}
+
+// moduleList reads a list of kernel modules; boot are those that the first file system needs too.
+func moduleList(file string) (all, boot []string, err error) {
+	lines, err := list(file)
 	for _, l := range lines {
-		if name, ok := strings.CutPrefix(l, "boot "); ok {
-			t.bootModules = append(t.bootModules, name)
-			l = name
+		name, early := strings.CutPrefix(l, "boot ")
+		if early {
+			boot = append(boot, name)
 		}
-		all = append(all, l)
+		all = append(all, name)
 	}
-	return t.kernel.addModules(t.root, all)
+	return all, boot, err
 }
 
 // addPrograms copies programs and the libraries that they need from unpacked packages.
@@ -182,10 +196,14 @@ func addApplets(tree *image.Tree, busybox string) error {
 }
 
 func addGuestd(tree *image.Tree, work string) error {
-	out := filepath.Join(work, "guestd")
-	if _, err := run("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./guest/guestd"); err != nil {
-		return err
-	}
+	out, err := buildGuestd(work)
 	tree.Host("/usr/sbin/guestd", out)
-	return nil
+	return err
+}
+
+// buildGuestd compiles our program for guests and pods.
+func buildGuestd(work string) (string, error) {
+	out := filepath.Join(work, "guestd")
+	_, err := run("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./guest/guestd")
+	return out, err
 }
