@@ -11,6 +11,15 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand()
+	root.AddCommand(
+		newUpCommand(),
+		newDownCommand(),
+		newStatusCommand(),
+		newSuperviseCommand(),
+		newKubectlCommand(),
+		newKubeconfigCommand(),
+		newAgentCommand(),
+		newControllerCommand(),
+	)
 	return root
 }
