@@ -55,13 +55,18 @@ func waitUntilReady(ctx context.Context, c layout.Cluster, spec Spec, supervisor
 	ticker := time.NewTicker(upPoll)
 	defer ticker.Stop()
 	before := map[string]int{}
+	var progress Progress
 	for {
-		progress, err := readProgress(c, units, before)
-		if err == nil && len(progress.Waiting) == 0 {
-			addNodesNotReady(ctx, c, spec, &progress)
-		}
+		now, err := readProgress(c, units, before)
 		if err != nil {
 			return err
+		}
+		if len(now.Waiting) == 0 {
+			addNodesNotReady(ctx, c, spec, &now)
+		}
+		// An answer that came too late says nothing but that.
+		if ctx.Err() == nil {
+			progress = now
 		}
 		if progress.Elapsed = time.Since(begin); report != nil {
 			report(progress)
