@@ -22,10 +22,14 @@ type runner struct {
 }
 
 func newRunner(config Config, u Unit) *runner {
-	return &runner{
+	r := &runner{
 		config: config, unit: u, done: make(chan struct{}), ready: gate{opened: make(chan struct{})},
-		state: State{Name: u.Name, Node: u.Node, Command: u.Command, Log: LogPath(config.Logs, u.Name)},
+		state: State{Name: u.Name, Node: u.Node, Command: u.Command},
 	}
+	if !u.isStep() {
+		r.state.Log = LogPath(config.Logs, u.Name)
+	}
+	return r
 }
 
 // gate is open while a unit is ready.
