@@ -15,37 +15,70 @@ import (
 	"patchbay/internal/cluster/namespace"
 )
 
-// serveAPI carries connections from 127.0.0.1 of the host to the API server in the fabric.
-func serveAPI(ctx context.Context, c layout.Cluster, port int, log *slog.Logger) error {
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-	if err != nil {
-		return fmt.Errorf("listen on %s: %w; choose another port with --api-port", address, err)
+// proxy carries connections from 127.0.0.1 of the host to the API server in the fabric.
+type proxy struct {
+	listen string // address on the host
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	target string
+	log    *slog.Logger
+	wg     sync.WaitGroup
+}
+
+func newProxy(c layout.Cluster, port int, log *slog.Logger) *proxy {
+	return &proxy{
+		listen: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
+		dial:   namespace.DialContext(c.FabricNamespace()),
+		target: netip.AddrPortFrom(layout.ControlPlane4, layout.APIPort).String(),
+		log:    log,
 	}
+}
+
+// start listens, and serves in the background until the context ends.
+func (p *proxy) start(ctx context.Context) error {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.listen)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w; end the program that has the port, or remove the cluster and choose another --api-port", p.listen, err)
+	}
+	p.wg.Go(func() { p.serve(ctx, listener) })
+	return nil
+}
+
+// wait returns when nothing is served any more.
+func (p *proxy) wait() { p.wg.Wait() }
+
+func (p *proxy) serve(ctx context.Context, listener net.Listener) {
 	stop := context.AfterFunc(ctx, func() { listener.Close() })
 	defer stop()
-	target := netip.AddrPortFrom(layout.ControlPlane4, layout.APIPort).String()
-	dial := namespace.DialContext(c.FabricNamespace())
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	for {
 		client, err := listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			return nil
+			return
 		}
 		if err != nil {
-			return fmt.Errorf("accept on %s: %w", address, err)
+			p.log.Error("cannot accept a connection to the API", "error", err)
+			continue
 		}
-		wg.Go(func() {
-			server, err := dial(ctx, "tcp", target)
-			if err != nil {
-				log.Debug("the API server does not answer", "error", err)
-				client.Close()
-				return
-			}
-			relay(ctx, client, server)
-		})
+		p.wg.Go(func() { p.carry(ctx, client) })
 	}
+}
+
+func (p *proxy) carry(ctx context.Context, client net.Conn) {
+	server, err := p.dial(ctx, "tcp", p.target)
+	if err != nil {
+		p.log.Debug("the API server does not answer", "error", err)
+		client.Close()
+		return
+	}
+	relay(ctx, client, server)
+}
+
+// probe tells whether somebody listens.
+func (p *proxy) probe(ctx context.Context) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", p.listen)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // relay copies in both directions until both have ended.
@@ -63,7 +96,7 @@ func relay(ctx context.Context, a, b net.Conn) {
 // copyHalf passes the end of one direction on: watches and exec streams end in one direction first.
 func copyHalf(to, from net.Conn) {
 	_, _ = io.Copy(to, from)
-	if half, ok := to.(*net.TCPConn); ok {
+	if half, ok := to.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
 	}
 }

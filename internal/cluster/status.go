@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -52,7 +53,7 @@ func ReadStatus(ctx context.Context, c layout.Cluster) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	units, err := unitsOf(c, spec)
+	units, err := unitsOf(c, spec, newProxy(c, spec.APIPort, slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return Status{}, err
 	}
@@ -94,7 +95,7 @@ func componentStatus(ctx context.Context, c layout.Cluster, u supervise.Unit) Co
 	}
 	out.Phase, out.Restarts, out.Message, out.Log = string(state.Phase), state.Restarts, state.Message, state.Log
 	if len(u.Command) == 0 {
-		out.Healthy = state.Phase == supervise.Ready
+		out.Healthy = state.Phase == supervise.Ready && out.probe(ctx, u)
 		return out
 	}
 	if !state.Process.Alive() {
@@ -102,16 +103,24 @@ func componentStatus(ctx context.Context, c layout.Cluster, u supervise.Unit) Co
 		return out
 	}
 	out.PID, out.Since = state.Process.PID, state.Process.Started
+	out.Healthy = out.probe(ctx, u)
+	return out
+}
+
+// probe asks for the component's health now, and keeps the reason when it is bad.
+func (c *Component) probe(ctx context.Context, u supervise.Unit) bool {
+	if u.Probe == nil {
+		c.Message = ""
+		return true
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if u.Probe != nil {
-		if err := u.Probe(ctx); err != nil {
-			out.Message = err.Error()
-			return out
-		}
+	if err := u.Probe(ctx); err != nil {
+		c.Message = err.Error()
+		return false
 	}
-	out.Healthy, out.Message = true, ""
-	return out
+	c.Message = ""
+	return true
 }
 
 func supervisorStatus(c layout.Cluster) Component {

@@ -8,8 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -57,7 +57,11 @@ func Supervise(ctx context.Context, c layout.Cluster, log *slog.Logger) error {
 	if err := supervise.Subreaper(); err != nil {
 		return err
 	}
-	units, err := unitsOf(c, spec)
+	if err := raiseFileLimit(); err != nil {
+		return err
+	}
+	api := newProxy(c, spec.APIPort, log)
+	units, err := unitsOf(c, spec, api)
 	if err != nil {
 		return err
 	}
@@ -65,19 +69,20 @@ func Supervise(ctx context.Context, c layout.Cluster, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	var proxyErr error
-	wg.Go(func() {
-		if proxyErr = serveAPI(ctx, c, spec.APIPort, log); proxyErr != nil {
-			log.Error("the API is not reachable from the host", "error", proxyErr)
-		}
-	})
 	err = supervisor.Run(ctx)
-	cancel()
-	wg.Wait()
-	return errors.Join(err, proxyErr)
+	api.wait()
+	return err
+}
+
+// raiseFileLimit lets the components open as many files as the host allows. They inherit it; a shell's usual 1024 is too little for
+// Open vSwitch and etcd.
+func raiseFileLimit() error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	limit.Cur = limit.Max
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 }
 
 func superviseConfig(c layout.Cluster, log *slog.Logger) supervise.Config {
@@ -85,7 +90,7 @@ func superviseConfig(c layout.Cluster, log *slog.Logger) supervise.Config {
 }
 
 // unitsOf lists what runs in a cluster, for the supervisor and for everybody who asks the same processes for their health.
-func unitsOf(c layout.Cluster, spec Spec) ([]supervise.Unit, error) {
+func unitsOf(c layout.Cluster, spec Spec, api *proxy) ([]supervise.Unit, error) {
 	programs, err := preflight.Programs()
 	if err != nil {
 		return nil, err
@@ -94,13 +99,19 @@ func unitsOf(c layout.Cluster, spec Spec) ([]supervise.Unit, error) {
 	if err != nil {
 		return nil, err
 	}
+	hooks := components.Hooks{
+		Bootstrap:  func(ctx context.Context) error { return applyFirstObjects(ctx, c, spec) },
+		LoadImages: func(ctx context.Context, node layout.Node) error { return loadBuiltImages(ctx, programs, node) },
+		ServeAPI:   api.start,
+		ProbeAPI:   api.probe,
+	}
+	if spec.Expose {
+		hooks.Expose = func(ctx context.Context) error { return fabric.Expose(ctx, c, spec.MTU) }
+	}
 	return components.List(components.Input{
 		Cluster: c, Nodes: spec.Nodes, Settings: spec.settings(), Programs: programs, KernelDatapath: kernel, SandboxImage: images.SandboxName,
 		Absent: absentCommands(programs.Patchbay),
-		Hooks: components.Hooks{
-			Bootstrap:  func(ctx context.Context) error { return applyFirstObjects(ctx, c, spec) },
-			LoadImages: func(ctx context.Context, node layout.Node) error { return loadImages(ctx, programs, node) },
-		},
+		Hooks:  hooks,
 	}), nil
 }
 
@@ -127,8 +138,8 @@ func restConfig(c layout.Cluster) (*rest.Config, error) {
 	return config, nil
 }
 
-// loadImages brings the sandbox image and every built archive into a node.
-func loadImages(ctx context.Context, programs components.Programs, node layout.Node) error {
+// loadBuiltImages brings the sandbox image and every built archive into a node.
+func loadBuiltImages(ctx context.Context, programs components.Programs, node layout.Node) error {
 	sandbox := node.Path("containerd", "sandbox.tar")
 	if err := images.WriteSandbox(filepath.Join(filepath.Dir(programs.PatchbayKube), preflight.PauseProgram), sandbox); err != nil {
 		return err

@@ -103,6 +103,9 @@ func (r UpRequest) contradiction(spec Spec) error {
 	}
 	differ("--nodes", r.Nodes, spec.Nodes)
 	differ("--mtu", r.MTU, spec.MTU)
+	if r.Expose && !spec.Expose {
+		errs = append(errs, fmt.Errorf("cluster %q was started without --expose; remove it with `patchbay down --name %s` first", spec.Name, spec.Name))
+	}
 	return errors.Join(errs...)
 }
 
@@ -128,6 +131,9 @@ func ensureSupervisor(c layout.Cluster) (*supervise.Process, error) {
 		return nil, nil
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := supervise.Forget(c.Run()); err != nil {
 		return nil, err
 	}
 	held.release()

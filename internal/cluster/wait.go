@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -21,7 +22,24 @@ type Progress struct {
 	Ready   int      // components that are ready
 	Total   int      // components
 	Waiting []string // names of those that are not, and nodes that are not ready
+	Reasons []string // why, in the order of Waiting; may be empty
 	Elapsed time.Duration
+}
+
+func (p *Progress) wait(name, reason string) {
+	p.Waiting, p.Reasons = append(p.Waiting, name), append(p.Reasons, reason)
+}
+
+// reasons are the names with what is known of their trouble.
+func (p *Progress) reasons() []string {
+	var texts []string
+	for i, name := range p.Waiting {
+		if reason := p.Reasons[i]; reason != "" && !strings.HasPrefix(reason, supervise.WaitsFor) {
+			name += " (" + reason + ")"
+		}
+		texts = append(texts, name)
+	}
+	return texts
 }
 
 // crashes is how often a component may end during `up` before the user is told why.
@@ -29,7 +47,7 @@ const crashes = 5
 
 // waitUntilReady follows the state files until every component is ready, and then the nodes.
 func waitUntilReady(ctx context.Context, c layout.Cluster, spec Spec, supervisor *supervise.Process, report func(Progress)) error {
-	units, err := unitsOf(c, spec)
+	units, err := unitsOf(c, spec, newProxy(c, spec.APIPort, slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return err
 	}
@@ -40,7 +58,7 @@ func waitUntilReady(ctx context.Context, c layout.Cluster, spec Spec, supervisor
 	for {
 		progress, err := readProgress(c, units, before)
 		if err == nil && len(progress.Waiting) == 0 {
-			progress.Waiting, err = nodesNotReady(ctx, c, spec)
+			addNodesNotReady(ctx, c, spec, &progress)
 		}
 		if err != nil {
 			return err
@@ -56,8 +74,8 @@ func waitUntilReady(ctx context.Context, c layout.Cluster, spec Spec, supervisor
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("gave up while waiting for %s (%w); `patchbay up` goes on from here, `patchbay status` tells more",
-				strings.Join(progress.Waiting, ", "), context.Cause(ctx))
+			return fmt.Errorf("gave up while waiting for %s: %w; `patchbay up` goes on from here, `patchbay status` tells more",
+				strings.Join(progress.reasons(), ", "), context.Cause(ctx))
 		case <-ticker.C:
 		}
 	}
@@ -76,7 +94,7 @@ func readProgress(c layout.Cluster, units []supervise.Unit, before map[string]in
 			progress.Ready++
 			continue
 		}
-		progress.Waiting = append(progress.Waiting, u.Name)
+		progress.wait(u.Name, state.Message)
 		if _, ok := before[u.Name]; !ok {
 			before[u.Name] = state.Restarts
 		}
@@ -112,22 +130,19 @@ func lastLines(path string) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// nodesNotReady lists the nodes that are missing or not ready, each with the reason.
-func nodesNotReady(ctx context.Context, c layout.Cluster, spec Spec) ([]string, error) {
+// addNodesNotReady adds the nodes that are missing or not ready, each with the reason.
+func addNodesNotReady(ctx context.Context, c layout.Cluster, spec Spec, progress *Progress) {
 	nodes, err := listNodes(ctx, c)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		return []string{"the list of nodes"}, nil //nolint:nilerr // the API server is asked again
+		// The API server is asked again, unless nobody waits any more.
+		progress.wait("the list of nodes", err.Error())
+		return
 	}
-	var waiting []string
 	for _, node := range c.Nodes(spec.Nodes) {
 		if err := nodeReady(nodes[node.Name]); err != nil {
-			waiting = append(waiting, "node "+node.Name)
+			progress.wait(node.Name, err.Error())
 		}
 	}
-	return waiting, nil
 }
 
 func listNodes(ctx context.Context, c layout.Cluster) (map[string]*corev1.Node, error) {

@@ -51,6 +51,10 @@ type Input struct {
 type Hooks struct {
 	// Bootstrap applies the cluster's first objects.
 	Bootstrap func(context.Context) error
+	// ServeAPI makes the API reachable on the host, and ProbeAPI tells whether it is.
+	ServeAPI, ProbeAPI func(context.Context) error
+	// Expose gives the host a leg in the fabric; nil when it has none.
+	Expose func(context.Context) error
 	// LoadImages brings images into a node.
 	LoadImages func(context.Context, layout.Node) error
 }
@@ -63,6 +67,8 @@ const (
 	ControllerManager = "kube-controller-manager"
 	Scheduler         = "kube-scheduler"
 	Bootstrap         = "bootstrap"
+	APIProxy          = "api-proxy"
+	Expose            = "expose"
 	Northbound        = "ovn-nb"
 	Southbound        = "ovn-sb"
 	Northd            = "ovn-northd"
@@ -115,8 +121,9 @@ func process(u supervise.Unit) supervise.Unit {
 }
 
 // environment is the whole environment of a process; the user's own variables do not reach the cluster.
-func (in Input) environment(extra ...string) []string {
+func (in Input) environment(temporary string, extra ...string) []string {
 	return append([]string{
+		"TMPDIR=" + temporary,
 		"PATH=" + filepath.Dir(in.Programs.PatchbayKube) + ":" + searchPath,
 		"HOME=/root",
 		"LANG=C.UTF-8",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +17,12 @@ import (
 
 func controlPlane(in Input) []supervise.Unit {
 	units := []supervise.Unit{{
-		Name: Fabric, Prepare: func(context.Context) error { return fabric.EnsureControlPlane(in.fabric()) },
+		Name: Fabric, Prepare: func(context.Context) error {
+			if err := os.MkdirAll(in.Cluster.Path("tmp"), 0o700); err != nil {
+				return err
+			}
+			return fabric.EnsureControlPlane(in.fabric())
+		},
 	}}
 	for _, u := range []supervise.Unit{
 		{Name: Northbound, Command: northboundCommand(in), Prepare: in.database("nb.db", openvswitch.NBSchema), Probe: unixProbe(in.Cluster.OVN("nb.sock"))},
@@ -29,7 +35,13 @@ func controlPlane(in Input) []supervise.Unit {
 	} {
 		units = append(units, in.inFabric(u))
 	}
-	units = append(units, supervise.Unit{Name: Bootstrap, After: []string{APIServer}, Prepare: in.Hooks.Bootstrap})
+	units = append(units,
+		supervise.Unit{Name: APIProxy, After: []string{Fabric}, Prepare: in.Hooks.ServeAPI, Probe: in.Hooks.ProbeAPI},
+		supervise.Unit{Name: Bootstrap, After: []string{APIServer}, Prepare: in.Hooks.Bootstrap},
+	)
+	if in.Hooks.Expose != nil {
+		units = append(units, supervise.Unit{Name: Expose, After: []string{Fabric}, Prepare: in.Hooks.Expose})
+	}
 	return append(units, in.inFabric(supervise.Unit{
 		Name: Controller, Command: controllerCommand(in), After: []string{Bootstrap, Northbound, Southbound},
 		Probe: in.fabricTCP(netip.AddrPortFrom(layout.ControlPlane4, layout.ControllerPort)),
@@ -43,7 +55,7 @@ func controlPlane(in Input) []supervise.Unit {
 func (in Input) inFabric(u supervise.Unit) supervise.Unit {
 	u.After = append([]string{Fabric}, u.After...)
 	u.Within = in.withinFabric
-	u.Env = in.environment("OVN_RUNDIR="+in.Cluster.OVN(), "OVS_RUNDIR="+in.Cluster.OVN())
+	u.Env = in.environment(in.Cluster.Path("tmp"), "OVN_RUNDIR="+in.Cluster.OVN(), "OVS_RUNDIR="+in.Cluster.OVN())
 	return process(u)
 }
 

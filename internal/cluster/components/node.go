@@ -56,7 +56,7 @@ func nodeUnits(in Input, node layout.Node) []supervise.Unit {
 		u.Name, u.Node = name(u.Name), node.Name
 		u.After = append([]string{name(NodeNamespaces)}, u.After...)
 		u.Within = withinNode(node)
-		u.Env = in.environment("OVS_RUNDIR="+node.Path("ovs"), "OVS_DBDIR="+node.Path("ovs"), "OVS_LOGDIR="+node.Path("ovs"),
+		u.Env = in.environment(node.Path("tmp"), "OVS_RUNDIR="+node.Path("ovs"), "OVS_DBDIR="+node.Path("ovs"), "OVS_LOGDIR="+node.Path("ovs"),
 			"OVN_RUNDIR="+node.Path("ovn"), "OVN_LOGDIR="+node.Path("ovn"))
 		units = append(units, process(u))
 	}
@@ -85,7 +85,7 @@ func (in Input) chassis(node layout.Node) openvswitch.Chassis {
 
 // prepareNode makes the node's namespaces and the files that its processes read.
 func (in Input) prepareNode(node layout.Node) error {
-	for _, dir := range []string{"ovs", "ovn", "containerd", "kubelet", "cni/net.d", "cni/bin", "agent", "log", "volume-plugins", "sysctl"} {
+	for _, dir := range []string{"ovs", "ovn", "containerd", "kubelet", "cni/net.d", "cni/bin", "agent", "log", "volume-plugins", "sysctl", "tmp"} {
 		if err := os.MkdirAll(node.Path(dir), 0o755); err != nil {
 			return err
 		}

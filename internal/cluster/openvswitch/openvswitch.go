@@ -84,7 +84,10 @@ func EnsureChassis(ctx context.Context, c Chassis) error {
 		"external_ids:ovn-encap-ip=" + quote(strings.Join(c.EncapIPs, ",")),
 		"external_ids:ovn-bridge=" + IntegrationBridge,
 		"external_ids:ovn-bridge-datapath-type=" + c.Datapath,
-		"external_ids:ovn-monitor-all=true",
+		// A new ovn-controller puts its flows in place of the old ones, instead of clearing them first.
+		"external_ids:ovn-ofctrl-wait-before-clear=8000",
+		// A busy switch must not lose its controller over an unanswered probe.
+		"external_ids:ovn-openflow-probe-interval=60",
 		"other_config:vlan-limit=0",
 	}
 	args = append(args, c.bridge(IntegrationBridge)...)

@@ -112,7 +112,7 @@ func (r *runner) once(ctx context.Context) (message string, again bool) {
 
 func (r *runner) waitForOthers(ctx context.Context) error {
 	for _, other := range r.after {
-		r.set(Waiting, "waits for "+other.unit.Name)
+		r.set(Waiting, WaitsFor+other.unit.Name)
 		if err := other.ready.wait(ctx); err != nil {
 			return err
 		}

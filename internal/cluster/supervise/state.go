@@ -10,6 +10,9 @@ import (
 	"strings"
 )
 
+// WaitsFor begins the message of a unit that waits for another one.
+const WaitsFor = "waits for "
+
 const stateSuffix = ".unit.json"
 
 // fileName turns a unit's name into the name of a file.
@@ -71,4 +74,20 @@ func writeState(dir string, s State) error {
 		return err
 	}
 	return os.Rename(path+".new", path)
+}
+
+// Forget takes back what the states say about the work of units, but not which processes they are: a new supervisor has to find
+// out. It is called while no supervisor runs.
+func Forget(dir string) error {
+	states, err := ReadStates(dir)
+	if err != nil {
+		return err
+	}
+	for _, s := range states {
+		s.Phase, s.Message = Waiting, ""
+		if err := writeState(dir, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }

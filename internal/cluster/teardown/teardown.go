@@ -39,6 +39,7 @@ func Run(ctx context.Context, c layout.Cluster) (Report, error) {
 	report.Existed = report.Existed || report.Processes > 0
 	// Every step is tried: what one leaves must not keep the others from their part.
 	return report, errors.Join(
+		fabric.Unexpose(ctx, c),
 		fabric.Delete(c, report.Namespaces),
 		namespace.UnmountBelow(c.Dir()),
 		detachLoops(c.Dir()),
