@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"patchbay/internal/admission"
+	"patchbay/internal/network"
 	"patchbay/internal/subresource"
 	"patchbay/internal/vm"
 )
@@ -24,6 +25,7 @@ func Parts() []Part {
 		{"admission", addAdmission},
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
+		{"network", addNetwork},
 	}
 }
 
@@ -74,4 +76,15 @@ func addSubresources(ctx context.Context, h *Host) error {
 
 func addMachines(_ context.Context, h *Host) error {
 	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage})
+}
+
+func addNetwork(_ context.Context, h *Host) error {
+	n, err := network.AddToManager(h.Manager, network.Config{
+		Settings: h.Settings, Rows: h.Rows, Chassis: h.Southbound, Log: h.Log.With("part", "network"),
+	})
+	if err != nil {
+		return err
+	}
+	h.Refused = append(h.Refused, n.Report)
+	return nil
 }
