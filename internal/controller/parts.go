@@ -13,8 +13,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"patchbay/internal/admission"
+	"patchbay/internal/cluster/layout"
 	"patchbay/internal/subresource"
 	"patchbay/internal/vm"
+	"patchbay/internal/volume"
 )
 
 // Parts is everything that a controller does. A new job is a package that knows nothing of this one, a function here that
@@ -24,6 +26,7 @@ func Parts() []Part {
 		{"admission", addAdmission},
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
+		{"volumes", addVolumes},
 	}
 }
 
@@ -74,4 +77,12 @@ func addSubresources(ctx context.Context, h *Host) error {
 
 func addMachines(_ context.Context, h *Host) error {
 	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage})
+}
+
+func addVolumes(_ context.Context, h *Host) error {
+	cluster, err := layout.New(h.Settings.ClusterName)
+	if err != nil {
+		return err
+	}
+	return volume.SetupWithManager(h.Manager, volume.Config{NodesDir: cluster.Path("nodes")})
 }
