@@ -13,9 +13,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"patchbay/internal/admission"
+	"patchbay/internal/cluster/layout"
 	"patchbay/internal/network"
 	"patchbay/internal/subresource"
 	"patchbay/internal/vm"
+	"patchbay/internal/volume"
 )
 
 // Parts is everything that a controller does. A new job is a package that knows nothing of this one, a function here that
@@ -26,6 +28,7 @@ func Parts() []Part {
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
 		{"network", addNetwork},
+		{"volumes", addVolumes},
 	}
 }
 
@@ -87,4 +90,12 @@ func addNetwork(_ context.Context, h *Host) error {
 	}
 	h.Refused = append(h.Refused, n.Report)
 	return nil
+}
+
+func addVolumes(_ context.Context, h *Host) error {
+	cluster, err := layout.New(h.Settings.ClusterName)
+	if err != nil {
+		return err
+	}
+	return volume.SetupWithManager(h.Manager, volume.Config{NodesDir: cluster.Path("nodes")})
 }
