@@ -11,6 +11,6 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newAgentCommand())
+	root.AddCommand(newAgentCommand(), newDNSCommand())
 	return root
 }
