@@ -11,6 +11,17 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newAgentCommand(), newDNSCommand())
+	root.AddCommand(
+		newUpCommand(),
+		newDownCommand(),
+		newStatusCommand(),
+		newSuperviseCommand(),
+		newKubectlCommand(),
+		newKubeconfigCommand(),
+		newImageCommand(),
+		newAgentCommand(),
+		newControllerCommand(),
+		newDNSCommand(),
+	)
 	return root
 }

@@ -1,6 +1,7 @@
 package nb
 
 import (
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -65,17 +66,54 @@ func MemberUUIDs(m model.Model, column string) []string {
 	return uuids
 }
 
-// SetMemberUUIDs replaces the content of a member column.
-func SetMemberUUIDs(m model.Model, column string, uuids []string) {
-	if f, ok := field(m, column); ok {
-		f.Set(reflect.ValueOf(uuids))
+// values are the strings of a set or optional column.
+func values(m model.Model, column string) []string {
+	f, ok := field(m, column)
+	if !ok {
+		return nil
 	}
+	switch v := f.Interface().(type) {
+	case []string:
+		return v
+	case *string:
+		if v != nil {
+			return []string{*v}
+		}
+	}
+	return nil
 }
 
 // Column is a pointer to a model's field, as libovsdb names columns.
 func Column(m model.Model, column string) any {
 	f, _ := field(m, column)
 	return f.Addr().Interface()
+}
+
+// SetColumn copies one column from another row of the same table.
+func SetColumn(dst, src model.Model, column string) {
+	d, _ := field(dst, column)
+	s, _ := field(model.Clone(src), column)
+	d.Set(s)
+}
+
+// SetReferences replaces the UUIDs in a set or optional column.
+func SetReferences(m model.Model, column string, uuids []string) {
+	f, _ := field(m, column)
+	if f.Kind() == reflect.Slice {
+		f.Set(reflect.ValueOf(uuids))
+	} else if len(uuids) == 0 {
+		f.SetZero()
+	}
+}
+
+// ExternalIDs is the content of a model's external_ids.
+func ExternalIDs(m model.Model) map[string]string {
+	f, ok := field(m, "external_ids")
+	if !ok {
+		return nil
+	}
+	ids, _ := f.Interface().(map[string]string)
+	return ids
 }
 
 // AddExternalIDs adds entries to the external_ids of a model whose table has them.
@@ -85,12 +123,8 @@ func AddExternalIDs(m model.Model, entries map[string]string) {
 		return
 	}
 	ids := map[string]string{}
-	for k, v := range f.Interface().(map[string]string) {
-		ids[k] = v
-	}
-	for k, v := range entries {
-		ids[k] = v
-	}
+	maps.Copy(ids, ExternalIDs(m))
+	maps.Copy(ids, entries)
 	f.Set(reflect.ValueOf(ids))
 }
 
@@ -98,7 +132,8 @@ func AddExternalIDs(m model.Model, entries map[string]string) {
 func OwnColumns(table string, m model.Model) []string {
 	var own []string
 	for column := range fields(reflect.TypeOf(m).Elem()) {
-		if column != "_uuid" && !slices.Contains(Members[table], column) && !slices.Contains(volatile[table], column) {
+		_, isMember := Members[table][column]
+		if column != "_uuid" && !isMember && !slices.Contains(volatile[table], column) {
 			own = append(own, column)
 		}
 	}
@@ -133,12 +168,8 @@ func Merge(table string, want, have model.Model) model.Model {
 		w, _ := field(merged, column)
 		h, _ := field(have, column)
 		all := map[string]string{}
-		for k, v := range h.Interface().(map[string]string) {
-			all[k] = v
-		}
-		for k, v := range w.Interface().(map[string]string) {
-			all[k] = v
-		}
+		maps.Copy(all, h.Interface().(map[string]string))
+		maps.Copy(all, w.Interface().(map[string]string))
 		w.Set(reflect.ValueOf(all))
 	}
 	return merged
@@ -180,3 +211,6 @@ func equalSets(a, b reflect.Value) bool {
 	}
 	return slices.Equal(slices.Sorted(slices.Values(as)), slices.Sorted(slices.Values(bs)))
 }
+
+// SetName fills a model's name column.
+func SetName(m model.Model, name string) { setString(m, "name", name) }

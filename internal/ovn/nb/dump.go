@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strings"
+	text "strings"
 )
 
 // Dump prints rows for people and golden files: one block per row, references by name, in an order that does not depend
@@ -23,14 +23,14 @@ func Dump(rows []Row) string {
 	slices.SortFunc(sorted, func(a, b Row) int {
 		return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Key, b.Key))
 	})
-	var out strings.Builder
+	var out text.Builder
 	for _, row := range sorted {
 		dumpRow(&out, row, labels)
 	}
 	return out.String()
 }
 
-func dumpRow(out *strings.Builder, row Row, labels map[string]string) {
+func dumpRow(out *text.Builder, row Row, labels map[string]string) {
 	fmt.Fprintf(out, "%s %s\n", row.Table, row.Key)
 	for _, column := range OwnColumns(row.Table, row.Model) {
 		f, _ := field(row.Model, column)
@@ -58,14 +58,14 @@ func columnText(f reflect.Value, labels map[string]string) string {
 			entries = append(entries, key+"="+value)
 		}
 		slices.Sort(entries)
-		return strings.Join(entries, " ; ")
+		return text.Join(entries, " ; ")
 	case []string:
 		texts := make([]string, len(v))
 		for i, s := range v {
 			texts[i] = label(s, labels)
 		}
 		slices.Sort(texts)
-		return strings.Join(texts, " ; ")
+		return text.Join(texts, " ; ")
 	}
 	if f.IsZero() {
 		return ""

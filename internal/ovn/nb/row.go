@@ -67,15 +67,21 @@ func NewRow(table, key string, m model.Model) Row {
 	return row
 }
 
-// Members are the set columns that Links fill, by table. A Row never says them itself because their content comes from
-// rows of many owners.
-var Members = map[string][]string{
-	LogicalSwitchTable:     {"ports", "acls", "qos_rules", "load_balancer", "dns_records"},
-	LogicalRouterTable:     {"ports", "static_routes", "policies", "nat", "load_balancer"},
-	LogicalRouterPortTable: {"gateway_chassis"},
-	HAChassisGroupTable:    {"ha_chassis"},
-	LoadBalancerGroupTable: {"load_balancer"},
-	PortGroupTable:         {"ports", "acls"},
+// Members are the set columns that Links fill, by table, with the table of the members. A Row never says them itself
+// because their content comes from rows of many owners.
+var Members = map[string]map[string]string{
+	LogicalSwitchTable: {
+		"ports": LogicalSwitchPortTable, "acls": ACLTable, "qos_rules": QoSTable,
+		"load_balancer": LoadBalancerTable, "dns_records": DNSTable,
+	},
+	LogicalRouterTable: {
+		"ports": LogicalRouterPortTable, "static_routes": LogicalRouterStaticRouteTable, "policies": LogicalRouterPolicyTable,
+		"nat": NATTable, "load_balancer": LoadBalancerTable,
+	},
+	LogicalRouterPortTable: {"gateway_chassis": GatewayChassisTable},
+	HAChassisGroupTable:    {"ha_chassis": HAChassisTable},
+	LoadBalancerGroupTable: {"load_balancer": LoadBalancerTable},
+	PortGroupTable:         {"ports": LogicalSwitchPortTable, "acls": ACLTable},
 }
 
 // volatile are columns that OVN itself writes.
@@ -89,13 +95,3 @@ var volatile = map[string][]string{
 var shared = map[string][]string{
 	NBGlobalTable: {"options"},
 }
-
-// roots are the tables whose rows live without being referenced.
-var roots = map[string]bool{
-	NBGlobalTable: true, LogicalSwitchTable: true, LogicalRouterTable: true, LoadBalancerTable: true, LoadBalancerGroupTable: true,
-	AddressSetTable: true, PortGroupTable: true, DHCPOptionsTable: true, DNSTable: true, HAChassisGroupTable: true, StaticMACBindingTable: true,
-}
-
-// IsRoot tells whether rows of a table stay until they are deleted; rows of the other tables vanish with the last
-// reference to them.
-func IsRoot(table string) bool { return roots[table] }
