@@ -21,6 +21,7 @@ func newRootCommand() *cobra.Command {
 		newImageCommand(),
 		newAgentCommand(),
 		newControllerCommand(),
+		newDNSCommand(),
 	)
 	return root
 }
