@@ -30,6 +30,7 @@ func (b builder) toolbox(work string) error {
 		return err
 	}
 	tree.Link("/usr/bin/udplisten", "../sbin/guestd")
+	tree.Link("/bin/sh", "dash")
 	tree.Bytes("/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"))
 	tree.Bytes("/etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	tree.Bytes("/etc/nsswitch.conf", 0o644, []byte("hosts: files dns\n"))

@@ -101,14 +101,17 @@ func serve(ctx context.Context) error {
 		slog.Error("the seed's network configuration is not used", "error", err)
 	}
 	manager := nic.NewManager(config, &nic.Resolver{Path: "/etc/resolv.conf"}, hostnameFromDHCP)
-	go background(runCommands)
+	go background(func() error { return runCommands(ctx, manager.Online()) })
 	if err := services.PowerButton(powerOff); err != nil {
 		slog.Warn("power button", "error", err)
 	}
 	go background(func() error { return services.HTTP(ctx, 80, manager.States) })
 	go background(func() error { return services.EchoTCP(ctx) })
 	go background(func() error { return services.EchoUDP(ctx) })
-	return manager.Run(ctx)
+	if err := manager.Run(ctx); ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // background reports what ends early; the process itself lives on.

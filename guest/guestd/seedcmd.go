@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"patchbay/guest/guestd/provision"
 	"patchbay/guest/guestd/seed"
@@ -69,9 +71,12 @@ func hostnameFromDHCP(name string) {
 	}
 }
 
-// runCommands runs the seed's commands in order, each whatever became of the one before. The list is taken away first: a restart of this process
-// must not run them again.
-func runCommands() error {
+// networkWait is how long the seed's commands wait for an address; a guest may have no network at all.
+const networkWait = 20 * time.Second
+
+// runCommands runs the seed's commands in order, each whatever became of the one before, once there is a network. The list
+// is taken away first: a restart of this process must not run them again.
+func runCommands(ctx context.Context, online <-chan struct{}) error {
 	data, err := os.ReadFile(commandFile)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -82,6 +87,14 @@ func runCommands() error {
 	var commands []seed.Command
 	if err := json.Unmarshal(data, &commands); err != nil {
 		return err
+	}
+	if len(commands) == 0 {
+		return nil
+	}
+	select {
+	case <-online:
+	case <-time.After(networkWait):
+	case <-ctx.Done():
 	}
 	var errs []error
 	for _, c := range commands {

@@ -16,10 +16,9 @@ import (
 // Fake is a Northbound database in memory that behaves like the server: transactions are all or nothing, references are
 // checked, names stay unique, and rows that nothing refers to vanish. It is for tests.
 type Fake struct {
-	mu      sync.Mutex
-	tables  map[string]map[string]model.Model
-	changed func(Change)
-	lost    chan struct{}
+	mu          sync.Mutex
+	tables      map[string]map[string]model.Model
+	connections []*fakeConnection
 
 	// Refuse, when set, may refuse a transaction.
 	Refuse func(ops []Op) error
@@ -34,22 +33,26 @@ func NewFake() *Fake { return &Fake{tables: map[string]map[string]model.Model{}}
 func (f *Fake) Dial(_ context.Context, changed func(Change)) (Database, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.changed = changed
-	f.lost = make(chan struct{})
-	return &fakeConnection{Fake: f, lost: f.lost}, nil
+	c := &fakeConnection{Fake: f, changed: changed, lost: make(chan struct{})}
+	f.connections = append(f.connections, c)
+	return c, nil
 }
 
-// Wipe empties the database and drops the connection, as when the server was started on a new file.
+// Wipe empties the database and drops the connections, as when the server was started on a new file.
 func (f *Fake) Wipe() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tables = map[string]map[string]model.Model{}
-	close(f.lost)
+	for _, c := range f.connections {
+		close(c.lost)
+	}
+	f.connections = nil
 }
 
 type fakeConnection struct {
 	*Fake
-	lost chan struct{}
+	changed func(Change)
+	lost    chan struct{}
 }
 
 func (c *fakeConnection) Lost() <-chan struct{} { return c.lost }
@@ -92,19 +95,19 @@ func (f *Fake) Named(table, name string) []string {
 
 // Apply carries out a transaction. Tests may use it to act as somebody else.
 func (f *Fake) Apply(_ context.Context, ops []Op) error {
-	changes, changed, err := f.apply(ops)
+	changes, watchers, err := f.apply(ops)
 	if err != nil {
 		return err
 	}
-	if changed != nil {
+	for _, w := range watchers {
 		for _, c := range changes {
-			changed(c)
+			w.changed(c)
 		}
 	}
 	return nil
 }
 
-func (f *Fake) apply(ops []Op) ([]Change, func(Change), error) {
+func (f *Fake) apply(ops []Op) ([]Change, []*fakeConnection, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.Refuse != nil {
@@ -127,7 +130,7 @@ func (f *Fake) apply(ops []Op) ([]Change, func(Change), error) {
 	}
 	f.tables = t.tables
 	f.Transactions++
-	return t.changes(), f.changed, nil
+	return t.changes(), slices.Clone(f.connections), nil
 }
 
 // Dump prints the whole database.

@@ -7,16 +7,49 @@ import (
 	"patchbay/internal/ovn/nb"
 )
 
+// spread adds to the dirt what a row that is about to come into being brings with it: its links, and the rows at their
+// other ends that have been waiting for it. A new link wakes a waiting row likewise. The cost is that of what is new, not
+// of what exists.
+func spread(want *wanted, db Database, d *dirt) {
+	var fresh []rowID
+	add := func(id rowID) {
+		row, wanted := want.rows[id]
+		if _, known := d.rows[id]; wanted && !known && !db.Has(id.table, id.uuid) {
+			d.rows[id] = row.owner
+			fresh = append(fresh, id)
+		}
+	}
+	for id := range d.rows {
+		fresh = append(fresh, id)
+	}
+	for e := range d.edges {
+		add(e.parentRow())
+		add(e.childRow())
+	}
+	for len(fresh) > 0 {
+		id := fresh[len(fresh)-1]
+		fresh = fresh[:len(fresh)-1]
+		if _, wanted := want.rows[id]; !wanted || db.Has(id.table, id.uuid) {
+			continue
+		}
+		for e := range want.byRow[id.uuid] {
+			d.edges[e] = want.edges[e]
+			add(e.parentRow())
+			add(e.childRow())
+		}
+	}
+}
+
 // plan is the difference between what is wanted and what a database has, as far as it is dirty.
 type plan struct {
 	want *wanted
 	db   Database
+	d    *dirt
 
 	inserted map[rowID]bool
 	deleted  map[rowID]bool
 	ops      []Op
 	members  map[memberKey][]string
-	done     map[edge]bool
 }
 
 // memberKey gathers the members that one operation adds to or removes from one column.
@@ -26,12 +59,11 @@ type memberKey struct {
 	column        string
 }
 
-// newPlan computes the operations that clean the dirt. It reads only the rows that are dirty and, when a row comes into
-// being, those linked to it; so a burst costs what changed and not what exists.
+// newPlan computes the operations that clean the dirt, and touches nothing else.
 func newPlan(want *wanted, db Database, d *dirt) []Op {
 	p := &plan{
-		want: want, db: db,
-		inserted: map[rowID]bool{}, deleted: map[rowID]bool{}, members: map[memberKey][]string{}, done: map[edge]bool{},
+		want: want, db: db, d: d,
+		inserted: map[rowID]bool{}, deleted: map[rowID]bool{}, members: map[memberKey][]string{},
 	}
 	for id := range d.rows {
 		p.row(id)
@@ -89,48 +121,34 @@ func (p *plan) delete(id rowID) {
 	}
 }
 
-// insert makes a row, its links, and the rows below it that could not exist without it. A row that nothing would refer to
-// waits for its parent: the database would throw it away at once.
+// insert makes a row unless nothing would refer to it: the database would throw it away at once, so it waits for its
+// parent, which brings it along.
 func (p *plan) insert(id rowID, want wantedRow) {
-	if p.inserted[id] || !nb.IsRoot(id.table) && !p.hasParent(id) {
+	if p.inserted[id] || !p.willExist(id) {
 		return
 	}
 	p.inserted[id] = true
 	p.freeName(id, want)
 	p.ops = append(p.ops, Op{Kind: Insert, Table: id.table, UUID: id.uuid, Model: want.model})
-	for e := range p.want.byRow[id.uuid] {
-		if e.parent == id.uuid {
-			if child := (rowID{e.childTable, e.child}); !p.exists(child) {
-				if want, wanted := p.want.rows[child]; wanted {
-					p.insert(child, want)
-				}
-			}
-		}
-		p.edge(e)
+}
+
+// willExist tells whether a row is there when the transaction is done.
+func (p *plan) willExist(id rowID) bool {
+	if p.inserted[id] || !p.deleted[id] && p.db.Has(id.table, id.uuid) {
+		return true
 	}
+	_, wanted := p.want.rows[id]
+	_, dirty := p.d.rows[id]
+	return wanted && dirty && (nb.IsRoot(id.table) || p.hasParent(id))
 }
 
 func (p *plan) hasParent(id rowID) bool {
 	for e := range p.want.byRow[id.uuid] {
-		if e.child == id.uuid && nb.IsStrong(e.parentTable, e.column) && p.willExist(rowID{e.parentTable, e.parent}) {
+		if e.child == id.uuid && nb.IsStrong(e.parentTable, e.column) && p.willExist(e.parentRow()) {
 			return true
 		}
 	}
 	return false
-}
-
-// exists tells whether a row is there when the transaction is done, as far as it has been planned.
-func (p *plan) exists(id rowID) bool {
-	return p.inserted[id] || !p.deleted[id] && p.db.Has(id.table, id.uuid)
-}
-
-// willExist counts a wanted row that can be made, too.
-func (p *plan) willExist(id rowID) bool {
-	if p.exists(id) {
-		return true
-	}
-	_, wanted := p.want.rows[id]
-	return wanted && (nb.IsRoot(id.table) || p.hasParent(id))
 }
 
 // freeName takes a name from a row that is not the wanted one. Names are unique in the database in some tables, and ours
@@ -171,29 +189,17 @@ func (p *plan) unlink(id rowID) {
 }
 
 func (p *plan) edge(e edge) {
-	if p.done[e] {
-		return
-	}
-	parent, child := rowID{e.parentTable, e.parent}, rowID{e.childTable, e.child}
+	parent, child := e.parentRow(), e.childRow()
 	_, wanted := p.want.edges[e]
 	switch {
 	case wanted && p.willExist(parent) && p.willExist(child):
 		p.member(Add, e)
-		p.insertIfMissing(parent)
-		p.insertIfMissing(child)
 	case !wanted && !p.deleted[parent] && p.db.Has(e.parentTable, e.parent) && p.db.Has(e.childTable, e.child):
 		p.member(Remove, e)
 	}
 }
 
-func (p *plan) insertIfMissing(id rowID) {
-	if want, wanted := p.want.rows[id]; wanted && !p.exists(id) {
-		p.insert(id, want)
-	}
-}
-
 func (p *plan) member(kind OpKind, e edge) {
-	p.done[e] = true
 	key := memberKey{kind, e.parentTable, e.parent, e.column}
 	p.members[key] = append(p.members[key], e.child)
 }
@@ -205,6 +211,7 @@ func (p *plan) operations() []Op {
 			continue
 		}
 		slices.Sort(members)
+		members = slices.Compact(members)
 		p.ops = append(p.ops, Op{Kind: key.kind, Table: key.table, UUID: key.parent, Column: key.column, Members: members})
 	}
 	slices.SortFunc(p.ops, func(a, b Op) int {

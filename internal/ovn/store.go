@@ -345,6 +345,7 @@ func (s *Store) take(db Database) *dirt {
 		s.full = false
 		survey(s.want, db, s.pending == 0, d)
 	}
+	spread(s.want, db, d)
 	return d
 }
 

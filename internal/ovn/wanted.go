@@ -2,6 +2,7 @@ package ovn
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/ovn-kubernetes/libovsdb/model"
 
@@ -19,6 +20,9 @@ func newEdge(l nb.Link) edge {
 
 // rowID is a row by identity.
 type rowID struct{ table, uuid string }
+
+func (e edge) parentRow() rowID { return rowID{e.parentTable, e.parent} }
+func (e edge) childRow() rowID  { return rowID{e.childTable, e.child} }
 
 // wantedRow is a row somebody wants.
 type wantedRow struct {
@@ -66,9 +70,10 @@ func (d *dirt) add(other *dirt) {
 	}
 }
 
-// byOwner splits the dirt, in the order of the owners' names.
+// byOwner splits the dirt. Owners of rows that live by themselves come first, because the others' rows may need them.
 func (d *dirt) byOwner() (owners []string, parts map[string]*dirt) {
 	parts = map[string]*dirt{}
+	first := map[string]bool{}
 	part := func(owner string) *dirt {
 		if parts[owner] == nil {
 			parts[owner] = newDirt()
@@ -78,11 +83,20 @@ func (d *dirt) byOwner() (owners []string, parts map[string]*dirt) {
 	}
 	for id, owner := range d.rows {
 		part(owner).rows[id] = owner
+		first[owner] = first[owner] || nb.IsRoot(id.table)
 	}
 	for e, owner := range d.edges {
 		part(owner).edges[e] = owner
 	}
-	slices.Sort(owners)
+	slices.SortFunc(owners, func(a, b string) int {
+		if first[a] != first[b] {
+			if first[a] {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
 	return owners, parts
 }
 

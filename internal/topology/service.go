@@ -13,13 +13,8 @@ import (
 // a longer time is served by hashing the client's address instead, which is affinity without end.
 const MaxAffinitySeconds = 65535
 
-var (
-	// hairpinSources are the addresses that a pod sees itself under when it reaches itself through a service.
-	hairpinSources = []netip.Addr{netip.MustParseAddr("169.254.169.5"), netip.MustParseAddr("fd69::5")}
-	// LocalNodeAddresses stand, on each node's switch, for "the endpoints of this node": a node sends a NodePort whose
-	// externalTrafficPolicy is Local to <address>:<nodePort>, through its management port and with the client's address kept.
-	LocalNodeAddresses = []netip.Addr{netip.MustParseAddr("169.254.169.3"), netip.MustParseAddr("fd69::3")}
-)
+// hairpinSources are the addresses that a pod sees itself under when it reaches itself through a service.
+const hairpinSources = "169.254.169.5 fd69::5"
 
 // Service is a Kubernetes service with its endpoints, named ports resolved.
 type Service struct {
@@ -27,11 +22,11 @@ type Service struct {
 	Name      string
 	// ClusterIPs has at most one address per family; empty or "None" services have no rows.
 	ClusterIPs []netip.Addr
-	// ExternalIPs are spec.externalIPs and the load balancer's ingress addresses.
+	// ExternalIPs are outside addresses that pods reach without leaving the overlay. From inside the cluster they mean every
+	// endpoint, whatever the external traffic policy says. What comes from outside is the node's to translate.
 	ExternalIPs []netip.Addr
-	// InternalLocal and ExternalLocal are the traffic policies Local.
+	// InternalLocal is internalTrafficPolicy Local.
 	InternalLocal bool
-	ExternalLocal bool
 	// AffinitySeconds is 0 without session affinity.
 	AffinitySeconds int
 	// AnyReadiness takes endpoints whether they are ready or not (publishNotReadyAddresses).
@@ -43,7 +38,6 @@ type Service struct {
 type ServicePort struct {
 	Protocol  string // tcp, udp, sctp
 	Port      uint16
-	NodePort  uint16 // 0: none
 	Endpoints []Endpoint
 }
 
@@ -63,25 +57,24 @@ const (
 	NotReady
 )
 
-// LocalToNodes tells whether the service has rows per node.
-func (s Service) LocalToNodes() bool {
-	return s.InternalLocal || s.ExternalLocal && slices.ContainsFunc(s.Ports, func(p ServicePort) bool { return p.NodePort != 0 })
-}
-
-// ServiceRows are the load balancers of a service: one per protocol for the whole cluster, and one per protocol and node
-// for the addresses that must stay on their node. The list of nodes is only used when LocalToNodes.
+// ServiceRows are the load balancers of a service: one per protocol for the whole cluster, and with internalTrafficPolicy
+// Local one per protocol and node for the cluster IPs. The list of nodes matters only then.
 func ServiceRows(s Service, nodes []string) []nb.Row {
 	var rows []nb.Row
 	for _, protocol := range []string{"tcp", "udp", "sctp"} {
-		if vips := s.clusterVIPs(protocol); len(vips) > 0 {
+		everywhere := s.ExternalIPs
+		if !s.InternalLocal {
+			everywhere = slices.Concat(s.ClusterIPs, s.ExternalIPs)
+		}
+		if vips := s.vips(protocol, everywhere, ""); len(vips) > 0 {
 			group := nb.Ref{Table: nb.LoadBalancerGroupTable, Key: ServiceGroup}
 			rows = append(rows, s.loadBalancer(protocol, "cluster", vips).In(group, "load_balancer"))
 		}
-		if !s.LocalToNodes() {
+		if !s.InternalLocal {
 			continue
 		}
 		for _, node := range nodes {
-			if vips := s.nodeVIPs(protocol, node); len(vips) > 0 {
+			if vips := s.vips(protocol, s.ClusterIPs, node); len(vips) > 0 {
 				nodeSwitch := nb.Ref{Table: nb.LogicalSwitchTable, Key: node}
 				rows = append(rows, s.loadBalancer(protocol, "node_switch_"+node, vips).In(nodeSwitch, "load_balancer"))
 			}
@@ -90,56 +83,18 @@ func ServiceRows(s Service, nodes []string) []nb.Row {
 	return rows
 }
 
-// clusterVIPs are the addresses that mean the same on every node. From inside the cluster an external address reaches every
-// endpoint, whatever the external policy says.
-func (s Service) clusterVIPs(protocol string) map[string]string {
+// vips maps each address and port of a protocol to its endpoints, of one node when given.
+func (s Service) vips(protocol string, addresses []netip.Addr, node string) map[string]string {
 	vips := map[string]string{}
 	for _, port := range s.Ports {
 		if port.Protocol != protocol {
 			continue
-		}
-		addresses := s.ExternalIPs
-		if !s.InternalLocal {
-			addresses = slices.Concat(s.ClusterIPs, s.ExternalIPs)
 		}
 		for _, vip := range addresses {
-			vips[netip.AddrPortFrom(vip, port.Port).String()] = s.backends(port, vip, "")
+			vips[netip.AddrPortFrom(vip, port.Port).String()] = s.backends(port, vip, node)
 		}
 	}
 	return vips
-}
-
-// nodeVIPs are the addresses that mean the endpoints of one node.
-func (s Service) nodeVIPs(protocol, node string) map[string]string {
-	vips := map[string]string{}
-	for _, port := range s.Ports {
-		if port.Protocol != protocol {
-			continue
-		}
-		if s.InternalLocal {
-			for _, vip := range s.ClusterIPs {
-				vips[netip.AddrPortFrom(vip, port.Port).String()] = s.backends(port, vip, node)
-			}
-		}
-		if s.ExternalLocal && port.NodePort != 0 {
-			for _, vip := range s.localNodeAddresses() {
-				vips[netip.AddrPortFrom(vip, port.NodePort).String()] = s.backends(port, vip, node)
-			}
-		}
-	}
-	return vips
-}
-
-func (s Service) localNodeAddresses() []netip.Addr {
-	var addresses []netip.Addr
-	for _, vip := range s.ClusterIPs {
-		for _, a := range LocalNodeAddresses {
-			if a.Is4() == vip.Is4() {
-				addresses = append(addresses, a)
-			}
-		}
-	}
-	return addresses
 }
 
 // backends lists the endpoints for one address: of its family, of one node when given (that filter comes before the
@@ -164,15 +119,11 @@ func (s Service) backends(port ServicePort, vip netip.Addr, node string) string 
 }
 
 func (s Service) loadBalancer(protocol, scope string, vips map[string]string) nb.Row {
-	var hairpin []string
-	for _, a := range hairpinSources {
-		hairpin = append(hairpin, a.String())
-	}
 	lb := &nb.LoadBalancer{
 		Name:     "Service_" + s.Namespace + "/" + s.Name + "_" + strings.ToUpper(protocol) + "_" + scope,
 		Protocol: &protocol,
 		Vips:     vips,
-		Options:  map[string]string{"reject": "true", "hairpin_snat_ip": strings.Join(hairpin, " ")},
+		Options:  map[string]string{"reject": "true", "hairpin_snat_ip": hairpinSources},
 		ExternalIDs: map[string]string{
 			"k8s.ovn.org/kind": "Service", "k8s.ovn.org/owner": s.Namespace + "/" + s.Name,
 		},

@@ -24,7 +24,6 @@ func TestService(t *testing.T) {
 	tcp := func(endpoints []Endpoint) []ServicePort {
 		return []ServicePort{{Protocol: "tcp", Port: 80, Endpoints: endpoints}}
 	}
-	nodePort := []ServicePort{{Protocol: "tcp", Port: 80, NodePort: 30080, Endpoints: web}}
 
 	cases := map[string]Service{
 		"dual":                {ClusterIPs: dual, Ports: tcp(web)},
@@ -39,8 +38,6 @@ func TestService(t *testing.T) {
 		"external addresses":  {ClusterIPs: dual[:1], ExternalIPs: addrs("192.0.2.7"), Ports: tcp(web)},
 		"internal local":      {ClusterIPs: dual, InternalLocal: true, Ports: tcp(web)},
 		"local fallback":      {ClusterIPs: dual[:1], InternalLocal: true, Ports: tcp(mixed)},
-		"external local":      {ClusterIPs: dual, ExternalIPs: addrs("192.0.2.7"), ExternalLocal: true, Ports: nodePort},
-		"node port":           {ClusterIPs: dual[:1], Ports: nodePort},
 		"host network":        {ClusterIPs: dual[:1], Ports: tcp([]Endpoint{endpoint("172.30.0.1:6443", "", Ready)})},
 		"without a clusterIP": {Ports: tcp(web)},
 	}

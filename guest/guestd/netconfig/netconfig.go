@@ -90,6 +90,9 @@ func (n NIC) matches(name string, mac net.HardwareAddr) bool {
 	if n.MAC != nil {
 		return n.MAC.String() == mac.String()
 	}
+	if n.SetName != "" && n.SetName == name { // renamed already
+		return true
+	}
 	ok, err := path.Match(n.Name, name)
 	return n.Name == "" || err == nil && ok
 }

@@ -4,6 +4,7 @@ package nic
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -22,16 +23,17 @@ type Manager struct {
 	config   netconfig.Config
 	hostname func(string) // told the name that a DHCP server gives
 	resolver *Resolver
+	online   chan struct{} // closed when an interface got an address
+	first    sync.Once
 
 	mu      sync.Mutex
 	workers map[int]*worker // by interface index
-	routers *routerListener
 }
 
 // NewManager returns a manager that carries out a seed's configuration.
 func NewManager(config netconfig.Config, resolver *Resolver, hostname func(string)) *Manager {
 	resolver.Set("", config.DNS, config.Search)
-	return &Manager{config: config, hostname: hostname, resolver: resolver, workers: map[int]*worker{}}
+	return &Manager{config: config, hostname: hostname, resolver: resolver, online: make(chan struct{}), workers: map[int]*worker{}}
 }
 
 // Run brings up all interfaces and follows plugging and unplugging until the context ends.
@@ -41,8 +43,10 @@ func (m *Manager) Run(ctx context.Context) error {
 		return err
 	}
 	defer routers.close()
-	m.routers = routers
 	go routers.run(m.advertised)
+	if err := m.rename(); err != nil {
+		slog.Error("names of the seed", "error", err)
+	}
 	links := make(chan netlink.LinkUpdate, 64)
 	if err := netlink.LinkSubscribeWithOptions(links, ctx.Done(), netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
 		return fmt.Errorf("watch interfaces: %w", err)
@@ -54,6 +58,40 @@ func (m *Manager) Run(ctx context.Context) error {
 		m.linkChanged(ctx, update)
 	}
 	return ctx.Err()
+}
+
+// Online is closed as soon as an interface has an address that the seed or a server gave it, or when there is no interface.
+func (m *Manager) Online() <-chan struct{} { return m.online }
+
+func (m *Manager) ready() { m.first.Do(func() { close(m.online) }) }
+
+// rename gives the interfaces that are there at boot the names that the seed wants. Names may be swapped, so all that
+// change first get one that nobody else has.
+func (m *Manager) rename() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().EncapType == "ether" }) {
+		m.ready() // nothing to wait for
+	}
+	wanted := map[netlink.Link]string{}
+	for _, l := range links {
+		name := m.config.Find(l.Attrs().Name, l.Attrs().HardwareAddr).SetName
+		if l.Attrs().EncapType != "ether" || name == "" || name == l.Attrs().Name {
+			continue
+		}
+		wanted[l] = name
+		if err := errors.Join(netlink.LinkSetDown(l), netlink.LinkSetName(l, fmt.Sprintf("renamed%d", l.Attrs().Index))); err != nil {
+			return fmt.Errorf("rename %s: %w", l.Attrs().Name, err)
+		}
+	}
+	for l, name := range wanted {
+		if err := netlink.LinkSetName(l, name); err != nil {
+			return fmt.Errorf("rename %s to %s: %w", l.Attrs().Name, name, err)
+		}
+	}
+	return nil
 }
 
 // linkChanged starts a worker for a new interface, ends that of one that left, and tells of a cable plugged in.

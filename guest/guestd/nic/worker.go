@@ -21,6 +21,7 @@ type worker struct {
 	config   netconfig.NIC
 	resolver *Resolver
 	hostname func(string)
+	ready    func() // told when there is an address
 	ctx      context.Context
 	cancel   context.CancelFunc
 	cable    chan struct{} // carrier came back
@@ -34,7 +35,7 @@ type worker struct {
 func newWorker(ctx context.Context, link netlink.Link, config netconfig.NIC, m *Manager) *worker {
 	attrs := link.Attrs()
 	w := &worker{
-		link: link, config: config, resolver: m.resolver, hostname: m.hostname,
+		link: link, config: config, resolver: m.resolver, hostname: m.hostname, ready: m.ready,
 		cable: make(chan struct{}, 1), managed: make(chan struct{}, 1),
 		state: State{Name: attrs.Name, MAC: attrs.HardwareAddr.String(), Carrier: attrs.RawFlags&lowerUp != 0},
 		dns:   map[string]source{},
@@ -128,6 +129,7 @@ func (w *worker) address(p netip.Prefix, seconds int) error {
 	if err := netlink.AddrReplace(w.link, a); err != nil {
 		return fmt.Errorf("address %s on %s: %w", p, w.name(), err)
 	}
+	w.ready()
 	return nil
 }
 

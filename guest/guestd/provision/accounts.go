@@ -58,7 +58,7 @@ func (a accounts) ensure(name string) (account, error) {
 	}
 	user := account{name: name, uid: uid, gid: uid, home: "/home/" + name}
 	return user, errors.Join(
-		appendLine(a.path("/etc/passwd"), fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh", name, uid, uid, user.home)),
+		appendLine(a.path("/etc/passwd"), fmt.Sprintf("%s:x:%d:%d::%s:/bin/bash", name, uid, uid, user.home)),
 		appendLine(a.path("/etc/group"), fmt.Sprintf("%s:x:%d:", name, uid)),
 		appendLine(a.path("/etc/shadow"), name+":!:19700:0:99999:7:::"),
 		a.makeHome(user),
