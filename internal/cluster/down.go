@@ -31,12 +31,14 @@ func Down(ctx context.Context, c layout.Cluster) (teardown.Report, error) {
 			return teardown.Report{}, err
 		}
 	}
+	// A user's file that cannot be read keeps its entry; that must not keep the cluster.
+	unmergeErr := unmergeKubeconfig(c)
 	report, err := teardown.Run(ctx, c)
 	if err != nil {
 		held.release()
 		return report, fmt.Errorf("cluster %q is not removed completely: %w; run `patchbay down` again", c.Name, err)
 	}
-	err = held.remove()
+	err = errors.Join(unmergeErr, held.remove())
 	_ = unix.Rmdir(c.Home) // stays when there are other clusters
 	return report, err
 }
