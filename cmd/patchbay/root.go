@@ -18,6 +18,7 @@ func newRootCommand() *cobra.Command {
 		newSuperviseCommand(),
 		newKubectlCommand(),
 		newKubeconfigCommand(),
+		newQuickstartCommand(),
 		newImageCommand(),
 		newAgentCommand(),
 		newControllerCommand(),
