@@ -69,13 +69,7 @@ func serve(t *testing.T, handler http.Handler) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	for name, body := range map[string][]byte{"tls.crt": issued.Certificate, "tls.key": issued.Key} {
-		if err := os.WriteFile(dir+"/"+name, body, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	config, err := ServerTLS(dir)
+	pair, err := tls.X509KeyPair(issued.Certificate, issued.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +78,7 @@ func serve(t *testing.T, handler http.Handler) {
 		t.Fatal(err)
 	}
 	web := &http.Server{
-		Handler: handler, TLSConfig: config,
+		Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert},
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), // the API server's probes break connections off by the dozen
 	}
 	done := make(chan struct{})
