@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
@@ -14,9 +13,6 @@ import (
 // virtual machine has not, no randomised place, no work against side channels that emulation does not have.
 const quick = "quiet loglevel=3 console=tty1 console=ttyS0,115200 net.ifnames=0 nokaslr mitigations=off random.trust_cpu=on " +
 	"tsc=reliable no_timer_check cryptomgr.notests i8042.nopnp i8042.noaux 8250.nr_uarts=1 audit=0 apparmor=0 selinux=0 panic=10 initcall_blacklist=crypto_kdf108_init"
-
-// guestDisk is the owner of a disk in an image: the user that QEMU runs as.
-const guestUID = 107
 
 func (b builder) tiny(work string) error {
 	t, err := b.tinyParts(work)
@@ -61,9 +57,10 @@ func makeInitrd(work string, k *kernel, modules []string) (string, error) {
 
 // containerDisk makes an image whose directory /disk holds one disk, and keeps the disk itself for tests.
 func (b builder) containerDisk(target, name, disk string) error {
-	tree := image.NewTree()
-	tree.Host(path.Join("/disk", filepath.Base(disk)), disk)
-	tree.Chown("/disk", guestUID, guestUID)
+	tree, err := image.FromPath(disk)
+	if err != nil {
+		return err
+	}
 	if err := b.save(target, name, image.Config{}, tree); err != nil {
 		return err
 	}
@@ -85,7 +82,7 @@ func (b builder) tinyKernel(work string) error {
 	tree := image.NewTree()
 	tree.Host("/boot/vmlinuz", t.kernel.image())
 	tree.Host("/boot/initrd", initrd)
-	tree.Chown("/boot", guestUID, guestUID)
+	tree.Chown("/boot", image.DiskOwner, image.DiskOwner)
 	if err := b.save("tiny-kernel", "patchbay.io/guest/tiny-kernel:latest", image.Config{Labels: map[string]string{"io.patchbay.kernel-args": quick}}, tree); err != nil {
 		return err
 	}

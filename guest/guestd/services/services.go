@@ -21,10 +21,17 @@ import (
 	"patchbay/guest/guestd/nic"
 )
 
-// HTTP serves the page on a port: "/" for people, "/healthz", "/state" for programs, "/bytes/N" for throughput.
+// HTTP serves the page on a port: "/" for people; for programs "/healthz", "/hostname", "/client" (the asker's address),
+// "/state", and "/bytes/N" for throughput.
 func HTTP(ctx context.Context, port int, states func() []nic.State) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /hostname", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, hostname()) })
+	mux.HandleFunc("GET /client", func(w http.ResponseWriter, r *http.Request) {
+		if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+			fmt.Fprint(w, from.Addr().Unmap())
+		}
+	})
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "hostname: %s\nclient: %s\nserver: %s\n", hostname(), r.RemoteAddr, r.Context().Value(http.LocalAddrContextKey))
 		for _, s := range states() {

@@ -44,7 +44,7 @@ func controlPlane(in Input) []supervise.Unit {
 	}
 	return append(units, in.inFabric(supervise.Unit{
 		Name: Controller, Command: controllerCommand(in), After: []string{Bootstrap, Northbound, Southbound},
-		Probe: in.fabricTCP(netip.AddrPortFrom(layout.ControlPlane4, layout.ControllerPort)),
+		Probe: in.fabricHTTP("https://" + netip.AddrPortFrom(layout.ControlPlane4, layout.ControllerPort).String() + "/readyz"),
 	}), in.inFabric(supervise.Unit{
 		Name: DNS, Command: dnsCommand(in), After: []string{Bootstrap},
 		Probe: in.fabricTCP(netip.AddrPortFrom(layout.ControlPlane4, dnsPort)),

@@ -52,7 +52,8 @@ func (in Input) fabricHTTP(url string) probe {
 	return httpProbe(namespace.DialContext(in.Cluster.FabricNamespace()), url)
 }
 
-// httpProbe asks a health address on a loopback device; there is nobody to be mistaken for, so a self-made certificate will do.
+// httpProbe asks a health address inside a namespace of the cluster's own. Nothing is sent that a false server could use, so any
+// certificate will do.
 func httpProbe(dial dial, url string) probe {
 	return func(ctx context.Context) error {
 		return getHealth(ctx, &http.Transport{DialContext: dial, DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, url)

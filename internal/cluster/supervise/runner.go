@@ -22,10 +22,14 @@ type runner struct {
 }
 
 func newRunner(config Config, u Unit) *runner {
-	return &runner{
+	r := &runner{
 		config: config, unit: u, done: make(chan struct{}), ready: gate{opened: make(chan struct{})},
-		state: State{Name: u.Name, Node: u.Node, Command: u.Command, Log: LogPath(config.Logs, u.Name)},
+		state: State{Name: u.Name, Node: u.Node, Command: u.Command},
 	}
+	if !u.isStep() {
+		r.state.Log = LogPath(config.Logs, u.Name)
+	}
+	return r
 }
 
 // gate is open while a unit is ready.
@@ -133,7 +137,7 @@ func (r *runner) step(ctx context.Context) (message string, again bool) {
 	return "", false
 }
 
-// adopt finds the process that an earlier supervisor started. One that was started with another command is stopped.
+// adopt finds the process that an earlier supervisor started. One that runs another command or an older version is stopped.
 func (r *runner) adopt() (*handle, error) {
 	if r.unit.isStep() {
 		return nil, nil
@@ -157,8 +161,8 @@ func (r *runner) adopt() (*handle, error) {
 	if err != nil {
 		return nil, nil // it ended in the meantime
 	}
-	if !runs(found.PID, r.unit.Command) {
-		r.config.Log.Info("unit runs with another command; it is started anew", "unit", r.unit.Name, "pid", found.PID)
+	if !runs(found.PID, r.unit.Command) || !RunsProgram(found.PID, r.unit.Command[0]) {
+		r.config.Log.Info("unit runs another command or version; it is started anew", "unit", r.unit.Name, "pid", found.PID)
 		return nil, r.stop(process, r.watch(process))
 	}
 	r.state.Process, r.state.Adopted = found, true
