@@ -18,6 +18,7 @@ import (
 
 	"patchbay/api/crds"
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/cluster/bootstrap"
 	"patchbay/test/apiserver"
 )
 
@@ -30,7 +31,11 @@ func running(t *testing.T) (context.Context, client.WithWatch) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	if err := crds.Apply(ctx, fixture.Config); err != nil {
+	if err := bootstrap.Apply(ctx, fixture.Config, nil); err != nil {
+		t.Fatal(err)
+	}
+	own := fixture.As("patchbay:controller") // everything must work with the rights of the controller
+	if err := crds.Apply(ctx, own); err != nil {
 		t.Fatal(err)
 	}
 	scheme := runtime.NewScheme()
@@ -39,11 +44,11 @@ func running(t *testing.T) (context.Context, client.WithWatch) {
 			t.Fatal(err)
 		}
 	}
-	direct, err := client.NewWithWatch(fixture.Config, client.Options{Scheme: scheme})
+	direct, err := client.NewWithWatch(own, client.Options{Scheme: scheme})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := manager.New(fixture.Config, manager.Options{Scheme: scheme, Logger: logr.Discard(), Metrics: server.Options{BindAddress: "0"}})
+	m, err := manager.New(own, manager.Options{Scheme: scheme, Logger: logr.Discard(), Metrics: server.Options{BindAddress: "0"}})
 	if err != nil {
 		t.Fatal(err)
 	}
