@@ -271,7 +271,7 @@ func writeTestState(t *testing.T, dir string, s State) {
 	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeState(filepath.Join(dir, "run"), s); err != nil {
+	if err := WriteState(filepath.Join(dir, "run"), s); err != nil {
 		t.Fatal(err)
 	}
 }
