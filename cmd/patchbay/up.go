@@ -104,15 +104,19 @@ func (p *progressLine) show(now cluster.Progress) {
 	if len(now.Waiting) > 0 {
 		text += "; waiting for " + abbreviate(now.Waiting, 4)
 	}
+	p.say(now.Elapsed, text)
+}
+
+func (p *progressLine) say(elapsed time.Duration, text string) {
 	if text == p.last && !p.terminal {
 		return
 	}
 	p.last = text
 	if p.terminal {
-		fmt.Fprintf(p.file, "\r\033[K%5.1fs  %s", now.Elapsed.Seconds(), text)
+		fmt.Fprintf(p.file, "\r\033[K%5.1fs  %s", elapsed.Seconds(), text)
 		return
 	}
-	fmt.Fprintf(p.file, "%5.1fs  %s\n", now.Elapsed.Seconds(), text)
+	fmt.Fprintf(p.file, "%5.1fs  %s\n", elapsed.Seconds(), text)
 }
 
 func (p *progressLine) end() {

@@ -13,8 +13,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"patchbay/internal/admission"
+	"patchbay/internal/cluster/layout"
+	"patchbay/internal/network"
 	"patchbay/internal/subresource"
 	"patchbay/internal/vm"
+	"patchbay/internal/volume"
 )
 
 // Parts is everything that a controller does. A new job is a package that knows nothing of this one, a function here that
@@ -24,6 +27,8 @@ func Parts() []Part {
 		{"admission", addAdmission},
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
+		{"network", addNetwork},
+		{"volumes", addVolumes},
 	}
 }
 
@@ -74,4 +79,23 @@ func addSubresources(ctx context.Context, h *Host) error {
 
 func addMachines(_ context.Context, h *Host) error {
 	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage})
+}
+
+func addNetwork(_ context.Context, h *Host) error {
+	n, err := network.AddToManager(h.Manager, network.Config{
+		Settings: h.Settings, Rows: h.Rows, Chassis: h.Southbound, Log: h.Log.With("part", "network"),
+	})
+	if err != nil {
+		return err
+	}
+	h.Refused = append(h.Refused, n.Report)
+	return nil
+}
+
+func addVolumes(_ context.Context, h *Host) error {
+	cluster, err := layout.New(h.Settings.ClusterName)
+	if err != nil {
+		return err
+	}
+	return volume.SetupWithManager(h.Manager, volume.Config{NodesDir: cluster.Path("nodes")})
 }

@@ -103,4 +103,43 @@ var kinds = []kind{
 		categories: all, scope: apiext.ClusterScoped, status: true,
 		versions: []version{{name: "v1alpha1", goPackage: "kubevirt.io/api/migrations/v1alpha1"}},
 	},
+	{
+		group: "k8s.ovn.org", kind: "UserDefinedNetwork", plural: "userdefinednetworks", singular: "userdefinednetwork",
+		short: []string{"udn"}, scope: apiext.NamespaceScoped, status: true,
+		versions: []version{{name: "v1", goPackage: "patchbay/api/ovn/v1"}},
+	},
+	{
+		group: "k8s.ovn.org", kind: "ClusterUserDefinedNetwork", plural: "clusteruserdefinednetworks", singular: "clusteruserdefinednetwork",
+		short: []string{"cudn"}, scope: apiext.ClusterScoped, status: true,
+		versions: []version{{name: "v1", goPackage: "patchbay/api/ovn/v1"}},
+	},
+	{
+		group: "k8s.cni.cncf.io", kind: "NetworkAttachmentDefinition", plural: "network-attachment-definitions",
+		singular: "network-attachment-definition", short: []string{"net-attach-def", "nad"}, scope: apiext.NamespaceScoped,
+		versions: []version{{name: "v1", goPackage: attachments + "network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"}},
+		edit:     optionalSpec,
+	},
+	{
+		group: "k8s.cni.cncf.io", kind: "IPAMClaim", plural: "ipamclaims", singular: "ipamclaim", scope: apiext.NamespaceScoped, status: true,
+		versions: []version{{name: "v1alpha1", goPackage: attachments + "ipamclaims/pkg/crd/ipamclaims/v1alpha1"}},
+	},
+	{
+		group: "k8s.cni.cncf.io", kind: "MultiNetworkPolicy", plural: "multi-networkpolicies", singular: "multi-networkpolicy",
+		short: []string{"multi-policy"}, scope: apiext.NamespaceScoped, columns: []apiext.CustomResourceColumnDefinition{age},
+		versions: []version{
+			{name: "v1beta1", goPackage: attachments + "multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta1"},
+			{name: "v1beta2", goPackage: attachments + "multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta2"},
+		},
+	},
+}
+
+// attachments is where the kinds of the network plumbing group are published.
+const attachments = "github.com/k8snetworkplumbingwg/"
+
+// optionalSpec: a definition without a spec names a configuration file on the node.
+func optionalSpec(s *apiext.JSONSchemaProps) {
+	s.Required = nil
+	spec := s.Properties["spec"]
+	spec.Required = nil
+	s.Properties["spec"] = spec
 }

@@ -56,8 +56,8 @@ type Domain struct {
 	PowerButton time.Time
 	// Killed is when QEMU was last told to end at once.
 	Killed time.Time
-	// Rebooting says that the guest was asked to shut down in order to be reset.
-	Rebooting bool
+	// Rebooting is when the guest was asked to shut down in order to be reset; zero: it was not.
+	Rebooting time.Time
 }
 
 // NIC is a network card of a running QEMU.

@@ -1,6 +1,7 @@
 package vmstate
 
 import (
+	"slices"
 	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
@@ -39,6 +40,10 @@ const (
 	Kill Action = "kill"
 	// Reset resets a guest that has shut down and lets it run: the second half of a soft reboot.
 	Reset Action = "reset"
+	// GiveUpReboot lets the guest's next shutdown be one.
+	GiveUpReboot Action = "give up reboot"
+	// SetLinks gives every NIC the link state that its interface asks for.
+	SetLinks Action = "set links"
 	// Release ends what this node serves to the guest: addresses, connections.
 	Release Action = "release"
 )
@@ -51,6 +56,8 @@ const (
 	pressAgain = 10 * time.Second
 	// killAgain repeats a kill that had no visible effect.
 	killAgain = 5 * time.Second
+	// rebootLimit is how long a guest that is to reboot may take to shut down.
+	rebootLimit = 5 * time.Minute
 	// lookAgain is how soon a launcher that cannot be reached is tried again: there is no event for it.
 	lookAgain = 250 * time.Millisecond
 )
@@ -156,15 +163,41 @@ func (s *step) bringUp() {
 // attend keeps the status of a running guest.
 func (s *step) attend() {
 	d := s.o.Domain
-	if d.RunState == "shutdown" && d.Rebooting {
-		s.act(Reset)
-	}
+	s.reboot()
 	if s.o.VMI.Status.Phase != virtv1.Running {
 		s.setPhase(virtv1.Running)
 		s.tell(eventStarted)
 		s.describeStart()
 	}
 	s.describeDomain()
+	if slices.ContainsFunc(d.NICs, func(n NIC) bool { return n.LinkDown != WantsLinkDown(s.o.VMI, n.Name) }) {
+		s.act(SetLinks)
+	}
+}
+
+// WantsLinkDown says whether the interface of that name asks for a NIC without carrier.
+func WantsLinkDown(vmi *virtv1.VirtualMachineInstance, name string) bool {
+	return slices.ContainsFunc(vmi.Spec.Domain.Devices.Interfaces, func(i virtv1.Interface) bool {
+		return i.Name == name && i.State == virtv1.InterfaceStateLinkDown
+	})
+}
+
+// reboot carries on with a soft reboot. A guest that does not hear the power button keeps running; if it shuts down much later,
+// that is something else.
+func (s *step) reboot() {
+	d := s.o.Domain
+	if d.Rebooting.IsZero() {
+		return
+	}
+	deadline := d.Rebooting.Add(rebootLimit)
+	switch {
+	case d.RunState == "shutdown":
+		s.act(Reset)
+	case !s.o.Now.Before(deadline):
+		s.act(GiveUpReboot)
+	default:
+		s.wake(deadline)
+	}
 }
 
 // endAsked is when somebody asked for the guest's end; zero: nobody did.

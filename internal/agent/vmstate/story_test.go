@@ -120,8 +120,12 @@ func TestStories(t *testing.T) {
 		}}, running},
 		"pause":                tell(runState("paused"), runState("running"), runState("io-error"), runState("finish-migrate")),
 		"deleted while paused": tell(runState("paused"), deleted),
-		"soft reboot": tell(scene{"a soft reboot is asked for", func(o *Observed) { o.Domain.Rebooting = true }}, runState("shutdown"),
-			scene{"the guest was reset", func(o *Observed) { o.Domain.Rebooting, o.Domain.RunState = false, "running" }}),
+		"soft reboot": tell(scene{"a soft reboot is asked for", func(o *Observed) { o.Domain.Rebooting = o.Now }}, runState("shutdown"),
+			scene{"the guest was reset", func(o *Observed) { o.Domain.Rebooting, o.Domain.RunState = time.Time{}, "running" }}),
+		"link down": tell(scene{"the interface's link is to go down", func(o *Observed) {
+			o.VMI.Spec.Domain.Devices.Interfaces[0].State = virtv1.InterfaceStateLinkDown
+		}}, scene{"it is down", func(o *Observed) { o.Domain.NICs[0].LinkDown = true }}),
+		"deaf to a soft reboot": tell(scene{"a soft reboot is asked for", func(o *Observed) { o.Domain.Rebooting = o.Now }}, at(5*time.Minute)),
 		"network error": {podReady, starting, failure(Failure{Final: true, Message: "VM CIDR subnet is too small, at least 2 host addresses are required: 10.0.2.0/31"}),
 			{"the launcher still waits", func(o *Observed) { o.Failure = nil }}, released},
 		"try again": {podReady, failure(Failure{Message: "connect to launcher.sock", Retry: epoch.Add(time.Second)}), at(time.Second)},
@@ -197,7 +201,7 @@ func conditions(s virtv1.VirtualMachineInstanceStatus) []string {
 func addressLines(s virtv1.VirtualMachineInstanceStatus) []string {
 	var all []string
 	for _, i := range s.Interfaces {
-		all = append(all, fmt.Sprintf("interface %q (%s in the pod, %q in the guest) %s %s from %s", i.Name, i.PodInterfaceName, i.InterfaceName, i.MAC, i.IPs, i.InfoSource))
+		all = append(all, fmt.Sprintf("interface %q (%s in the pod, %q in the guest) %s %s %s from %s", i.Name, i.PodInterfaceName, i.InterfaceName, i.LinkState, i.MAC, i.IPs, i.InfoSource))
 	}
 	return all
 }
