@@ -257,7 +257,6 @@ func TestNetworkErrorIsFinal(t *testing.T) {
 	const want = `interface "default": this node cannot wire the binding "mine"; use masquerade on the pod network or bridge on another`
 	n.waitCondition(virtv1.VirtualMachineInstanceSynchronized, "SyncFailed")
 	n.waitEvent("Warning SyncFailed: " + want)
-	eventually(t, "the launcher's end", func() bool { n.pod.mu.Lock(); defer n.pod.mu.Unlock(); return n.pod.stopped })
 }
 
 func TestSetUpErrorIsFinalButNotYetIsNot(t *testing.T) {

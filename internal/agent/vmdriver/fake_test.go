@@ -100,8 +100,10 @@ func (p *fakePod) serveLauncher(conn net.Conn) {
 		p.starts++
 		p.files = files
 		p.state = protocol.Running
-	case request.Stop != nil:
+	case request.Stop != nil && p.state == protocol.Running:
 		p.stopped, end = true, true
+	case request.Stop != nil:
+		response.Error = "nothing was started; delete the pod to end it"
 	}
 	response.State, response.ExitCode = p.state, p.exitCode
 	p.mu.Unlock()
