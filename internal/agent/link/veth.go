@@ -32,33 +32,28 @@ type Route struct {
 	Via  netip.Addr
 }
 
-// Ends are what Connect made.
-type Ends struct {
-	HostMAC net.HardwareAddr
-}
-
 // Connect makes the pair and configures the pod's end; guard prepares the host end. A pair whose host end has the same name is
 // replaced: it is left over from a call that did not finish. On failure nothing is left.
-func Connect(ctx context.Context, guard Guard, v Veth) (Ends, error) {
+func Connect(ctx context.Context, guard Guard, v Veth) error {
 	pod, err := netns.Open(v.Netns)
 	if err != nil {
-		return Ends{}, err
+		return err
 	}
 	defer pod.Close()
 	if err := Remove(v.Host); err != nil {
-		return Ends{}, err
+		return err
 	}
 	if err := makePair(v, int(pod.Fd())); err != nil {
-		return Ends{}, err
+		return err
 	}
-	ends, err := configureHostEnd(ctx, guard, v)
+	err = configureHostEnd(ctx, guard, v)
 	if err == nil {
 		err = netns.In(pod, func() error { return configurePodEnd(guard, v) })
 	}
 	if err != nil {
-		return Ends{}, errors.Join(err, Remove(v.Host))
+		return errors.Join(err, Remove(v.Host))
 	}
-	return ends, nil
+	return nil
 }
 
 func makePair(v Veth, podNetns int) error {
@@ -80,21 +75,21 @@ func makePair(v Veth, podNetns int) error {
 	return nil
 }
 
-func configureHostEnd(ctx context.Context, guard Guard, v Veth) (Ends, error) {
+func configureHostEnd(ctx context.Context, guard Guard, v Veth) error {
 	if err := guard.Cover(ctx, v.Host); err != nil {
-		return Ends{}, err
+		return err
 	}
 	device, err := netlink.LinkByName(v.Host)
 	if err != nil {
-		return Ends{}, fmt.Errorf("find device %s: %w", v.Host, err)
+		return fmt.Errorf("find device %s: %w", v.Host, err)
 	}
 	if err := netlink.LinkSetAlias(device, v.Alias); err != nil {
-		return Ends{}, fmt.Errorf("name the pod in the alias of %s: %w", v.Host, err)
+		return fmt.Errorf("name the pod in the alias of %s: %w", v.Host, err)
 	}
 	if err := netlink.LinkSetUp(device); err != nil {
-		return Ends{}, fmt.Errorf("set %s up: %w", v.Host, err)
+		return fmt.Errorf("set %s up: %w", v.Host, err)
 	}
-	return Ends{HostMAC: device.Attrs().HardwareAddr}, nil
+	return nil
 }
 
 // configurePodEnd runs in the pod's namespace. Duplicate address detection is off: OVN gives no address twice, and it would
@@ -152,7 +147,7 @@ func addAddress(device netlink.Link, ip netip.Prefix) error {
 }
 
 func addRoute(device netlink.Link, r Route) error {
-	route := &netlink.Route{LinkIndex: device.Attrs().Index, Dst: ipNet(r.Dest.Masked()), Gw: r.Via.AsSlice()}
+	route := &netlink.Route{LinkIndex: device.Attrs().Index, Dst: ipNet(r.Dest.Masked()), Gw: r.Via.AsSlice(), Protocol: routeProtocol}
 	if err := netlink.RouteReplace(route); err != nil {
 		return fmt.Errorf("add route to %s via %s on %s: %w", r.Dest, r.Via, device.Attrs().Name, err)
 	}
@@ -201,10 +196,7 @@ func verifyRoutes(device netlink.Link, want []Route) error {
 		return fmt.Errorf("list routes of %s: %w", device.Attrs().Name, err)
 	}
 	for _, r := range want {
-		same := func(h netlink.Route) bool {
-			return h.Dst != nil && h.Dst.String() == r.Dest.Masked().String() && h.Gw.Equal(r.Via.AsSlice())
-		}
-		if !slices.ContainsFunc(have, same) {
+		if !slices.ContainsFunc(have, r.is) {
 			return fmt.Errorf("the pod lacks the route to %s via %s on %s", r.Dest, r.Via, device.Attrs().Name)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"k8s.io/apimachinery/pkg/types"
+
+	"patchbay/internal/agent/durable"
 )
 
 // Store keeps one record per pod UID in a directory, so that an agent that was killed knows what it had connected. Its methods
@@ -81,7 +83,7 @@ func (s *Store) Put(pod Pod) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(s.dir, string(pod.UID)+suffix), append(data, '\n')); err != nil {
+	if err := durable.Write(filepath.Join(s.dir, string(pod.UID)+suffix), append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write the record of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	s.mu.Lock()
@@ -134,35 +136,4 @@ func (s *Store) List() []Pod {
 		pods = append(pods, s.pods[uid])
 	}
 	return pods
-}
-
-// writeFile replaces a file so that a reader, or a machine that lost power, sees the old or the new content.
-func writeFile(path string, data []byte) error {
-	temporary, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	_, err = temporary.Write(data)
-	if err == nil {
-		err = temporary.Sync()
-	}
-	if closeErr := temporary.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(temporary.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temporary.Name()))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

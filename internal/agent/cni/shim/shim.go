@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 )
 
@@ -33,6 +34,10 @@ var SupportedVersions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
 // Deadline is how long the shim waits for the agent. The agent gives up earlier, and kubelet (4 min) later.
 const Deadline = 110 * time.Second
+
+// Grace is how long STATUS stays good while the agent is away: an agent that restarts must not make the node NotReady, which
+// would take its pods out of their services. The agent sets the socket file's time each Grace/4.
+const Grace = time.Minute
 
 const (
 	newestVersion   = "1.1.0"
@@ -120,7 +125,7 @@ func call(ctx context.Context, getenv func(string) string, conf config, raw json
 	if conf.Socket == "" {
 		return nil, &Error{Code: CodeInvalidConfig, Msg: `the network configuration has no "socket"; the node agent writes one that has`}
 	}
-	return ask(ctx, conf.Socket, Request{
+	result, err := ask(ctx, conf.Socket, Request{
 		Command:     command,
 		ContainerID: getenv("CNI_CONTAINERID"),
 		Netns:       getenv("CNI_NETNS"),
@@ -128,6 +133,16 @@ func call(ctx context.Context, getenv func(string) string, conf config, raw json
 		Args:        getenv("CNI_ARGS"),
 		Config:      raw,
 	})
+	var e *Error
+	if command == "STATUS" && errors.As(err, &e) && e.Code == CodeNotAvailable && seenWithin(conf.Socket, Grace) {
+		return nil, nil
+	}
+	return result, err
+}
+
+func seenWithin(socket string, limit time.Duration) bool {
+	info, err := os.Stat(socket)
+	return err == nil && time.Since(info.ModTime()) < limit
 }
 
 func ask(ctx context.Context, socket string, request Request) (json.RawMessage, error) {
