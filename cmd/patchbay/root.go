@@ -11,6 +11,18 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand()
+	root.AddCommand(
+		newUpCommand(),
+		newDownCommand(),
+		newStatusCommand(),
+		newSuperviseCommand(),
+		newKubectlCommand(),
+		newKubeconfigCommand(),
+		newQuickstartCommand(),
+		newImageCommand(),
+		newAgentCommand(),
+		newControllerCommand(),
+		newDNSCommand(),
+	)
 	return root
 }

@@ -29,4 +29,12 @@ type Interface struct {
 	Gateways []netip.Addr     `json:"gateways"` // one per family at most
 	HostName string           `json:"hostName"` // the end in the node's namespace that is plugged into br-int
 	Port     string           `json:"port"`     // logical switch port (iface-id)
+	// Routes are those beside the default routes through Gateways.
+	Routes []Route `json:"routes,omitempty"`
+}
+
+// Route is a destination that is reached through a gateway.
+type Route struct {
+	Dest netip.Prefix `json:"dest"`
+	Via  netip.Addr   `json:"via"`
 }

@@ -1,0 +1,72 @@
+# make            builds everything
+# make quickstart two virtual machines on two nodes and a Service over them, from nothing
+# All targets may be interrupted and run again; what is up to date is left alone.
+
+.PHONY: all quickstart build test chapter9 bench lint generate image deps clean FORCE
+all: build image
+
+# One set of flags for building and testing, so that nothing is compiled twice. No trace of this host in programs.
+export GOFLAGS := -trimpath -buildvcs=false
+ldflags := -ldflags='-s -w'
+# What the nodes and the API server say of themselves.
+kube_version = $(shell go list -m -f '{{.Version}}' k8s.io/kubernetes)
+kube_version_package := k8s.io/component-base/version
+kube_ldflags = -ldflags='-s -w -X $(kube_version_package).gitVersion=$(kube_version) -X $(kube_version_package).gitMajor=$(word 1,$(subst ., ,$(kube_version:v%=%))) -X $(kube_version_package).gitMinor=$(word 2,$(subst ., ,$(kube_version)))'
+
+# Small programs that run inside pods or start often: static, nothing but themselves.
+static := $(filter-out patchbay patchbay-kube,$(notdir $(wildcard cmd/*)))
+
+deps:
+	@hack/deps
+
+build: bin/patchbay-kube bin/containerd-shim-runc-v2 $(static:%=bin/%) bin/patchbay
+
+bin/patchbay: FORCE
+	go build $(ldflags) -o $@ ./cmd/patchbay
+
+$(static:%=bin/%): bin/%: FORCE
+	CGO_ENABLED=0 go build $(ldflags) -o $@ ./cmd/$*
+
+# The Kubernetes engine takes minutes to compile the first time; it holds no logic of ours.
+bin/patchbay-kube: $(wildcard cmd/patchbay-kube/*.go) go.mod go.sum
+	go build $(kube_ldflags) -o $@ ./cmd/patchbay-kube
+	@touch $@
+
+bin/containerd-shim-runc-v2: go.mod go.sum
+	CGO_ENABLED=0 go build $(ldflags) -o $@ github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	@touch $@
+
+# Needs root: files in images have owners.
+image: bin/patchbay-launcher
+	go run ./guest/build
+
+quickstart: deps build image
+	bin/patchbay quickstart
+
+# Packages first, then the trees that start clusters and guests: one at a time, they need the whole machine.
+test: deps build image
+	go test -p 2 -timeout 20m $$(go list ./... | grep -v '^patchbay/test/')
+	go test -p 1 -timeout 90m ./test/...
+
+# The numbered statements, as a table: pass, fail, not covered.
+chapter9: deps build image
+	go test -json -timeout 90m ./test/chapter9 | go run ./test/chapter9/report
+
+bench: deps build image
+	go run ./test/bench
+
+staticcheck := bin/tools/staticcheck-v0.8.2
+lint: $(staticcheck)
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "run gofmt -w on:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	$(staticcheck) ./...
+
+$(staticcheck):
+	GOBIN=$(CURDIR)/bin/tools go install honnef.co/go/tools/cmd/staticcheck@v0.8.2
+	mv bin/tools/staticcheck $@
+
+generate:
+	go generate ./...
+
+clean:
+	rm -rf bin build

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"patchbay/internal/cluster"
+	"patchbay/internal/cluster/layout"
+	"patchbay/internal/cluster/teardown"
+)
+
+func newDownCommand() *cobra.Command {
+	var (
+		name   string
+		output outputFormat
+	)
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Remove a local cluster with everything it made on this host",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			place, err := layout.New(name)
+			if err != nil {
+				return err
+			}
+			report, err := cluster.Down(cmd.Context(), place)
+			if err != nil {
+				return err
+			}
+			return output.print(cmd.OutOrStdout(), report, func(w io.Writer) { printDown(w, report) })
+		},
+	}
+	addNameFlag(cmd.Flags(), &name)
+	output.addFlag(cmd.Flags())
+	return cmd
+}
+
+func printDown(w io.Writer, r teardown.Report) {
+	if !r.Existed {
+		fmt.Fprintf(w, "There is no cluster %q; nothing to remove.\n", r.Name)
+		return
+	}
+	fmt.Fprintf(w, "Cluster %q is removed: %d processes, %d network namespaces, %s\n", r.Name, r.Processes, len(r.Namespaces), r.Directory)
+}

@@ -1,0 +1,151 @@
+package admission
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	hooks "k8s.io/api/admissionregistration/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apply "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
+	clientset "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	// FieldOwner owns the webhook configurations in server-side apply.
+	FieldOwner = "patchbay-admission"
+	// configurationName is the name of both configurations.
+	configurationName = "patchbay"
+	// timeout is how long the API server waits for an answer, in seconds. The rules take milliseconds.
+	timeout = 5
+)
+
+// webhook is one of the calls that the API server makes.
+type webhook struct {
+	name     string // clients show it: admission webhook "NAME" denied the request
+	path     string // below Prefix
+	mutating bool
+	group    string
+	versions []string
+	resource string
+	on       []hooks.OperationType
+	scope    hooks.ScopeType
+	optional bool   // the request goes on when the controller is away
+	only     string // CEL; the webhook is not called when it is false
+	decide   decide
+}
+
+var (
+	create         = []hooks.OperationType{hooks.Create}
+	update         = []hooks.OperationType{hooks.Update}
+	createOrUpdate = []hooks.OperationType{hooks.Create, hooks.Update}
+	virtVersions   = []string{"v1", "v1alpha3"}
+)
+
+// webhooks are all calls, by the names of published releases.
+func (s *Server) webhooks() []webhook {
+	const group = virtGroup
+	return []webhook{
+		{name: "virtualmachines-mutator.kubevirt.io", path: "virtualmachines-mutate", mutating: true,
+			group: group, versions: virtVersions, resource: "virtualmachines", on: createOrUpdate, decide: s.mutateVM},
+		{name: "virtualmachineinstances-mutator.kubevirt.io", path: "virtualmachineinstances-mutate", mutating: true,
+			group: group, versions: virtVersions, resource: "virtualmachineinstances", on: createOrUpdate,
+			only: `request.operation == 'CREATE' || !request.userInfo.username.startsWith('patchbay:')`, decide: s.mutateVMI},
+		{name: "migrations-mutator.kubevirt.io", path: "migrations-mutate", mutating: true,
+			group: group, versions: virtVersions, resource: "virtualmachineinstancemigrations", on: create, decide: s.mutateMigration},
+		{name: "virtualmachine-validator.kubevirt.io", path: "virtualmachines-validate",
+			group: group, versions: virtVersions, resource: "virtualmachines", on: createOrUpdate, decide: s.validateVM},
+		{name: "virtualmachineinstances-create-validator.kubevirt.io", path: "virtualmachineinstances-validate-create",
+			group: group, versions: virtVersions, resource: "virtualmachineinstances", on: create, decide: s.validateVMI},
+		{name: "virtualmachineinstances-update-validator.kubevirt.io", path: "virtualmachineinstances-validate-update",
+			group: group, versions: virtVersions, resource: "virtualmachineinstances", on: update,
+			only: `request.userInfo.username != '` + ControllerUser + `'`, decide: s.validateVMI},
+		{name: "migration-create-validator.kubevirt.io", path: "migrations-validate-create",
+			group: group, versions: virtVersions, resource: "virtualmachineinstancemigrations", on: create, decide: s.validateMigration},
+		{name: "migration-update-validator.kubevirt.io", path: "migrations-validate-update",
+			group: group, versions: virtVersions, resource: "virtualmachineinstancemigrations", on: update, decide: s.validateMigration},
+		{name: "migration-policy-validator.kubevirt.io", path: "migrationpolicies-validate",
+			group: "migrations.kubevirt.io", versions: []string{"v1alpha1"}, resource: "migrationpolicies", on: createOrUpdate,
+			scope: hooks.ClusterScope, decide: s.validateMigrationPolicy},
+		{name: "services.patchbay.io", path: "services-warn", versions: []string{"v1"}, resource: "services", on: createOrUpdate,
+			optional: true, only: serviceIsRelevant(), decide: s.warnService},
+	}
+}
+
+const virtGroup = "kubevirt.io"
+
+// serviceIsRelevant spares the calls for the Services that no warning speaks of.
+func serviceIsRelevant() string {
+	list := strings.Join(strings.Fields(fmt.Sprint(sidecarPorts)), ", ")
+	return `has(object.spec.externalTrafficPolicy) && object.spec.externalTrafficPolicy == 'Local' || ` +
+		`has(object.spec.ports) && object.spec.ports.exists(p, p.port in ` + list + ` || has(p.targetPort) && p.targetPort in ` + list + `)`
+}
+
+// Install applies the webhook configurations. base is where the API server reaches this Server ("https://172.30.0.1:9443") and
+// authority the PEM certificates that its serving certificate is checked against.
+func (s *Server) Install(ctx context.Context, config *rest.Config, base string, authority []byte) error {
+	client, err := clientset.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("apply the webhook configurations: %w", err)
+	}
+	mutating := apply.MutatingWebhookConfiguration(configurationName)
+	validating := apply.ValidatingWebhookConfiguration(configurationName)
+	for _, w := range s.webhooks() {
+		url := strings.TrimSuffix(base, "/") + Prefix + w.path
+		target := apply.WebhookClientConfig().WithURL(url).WithCABundle(authority...)
+		if w.mutating {
+			mutating.WithWebhooks(w.mutatingConfiguration(target))
+		} else {
+			validating.WithWebhooks(w.validatingConfiguration(target))
+		}
+	}
+	options := metav1.ApplyOptions{FieldManager: FieldOwner, Force: true}
+	if _, err := client.MutatingWebhookConfigurations().Apply(ctx, mutating, options); err != nil {
+		return fmt.Errorf("apply the mutating webhooks: %w", err)
+	}
+	if _, err := client.ValidatingWebhookConfigurations().Apply(ctx, validating, options); err != nil {
+		return fmt.Errorf("apply the validating webhooks: %w", err)
+	}
+	return nil
+}
+
+func (w webhook) rule() *apply.RuleWithOperationsApplyConfiguration {
+	scope := w.scope
+	if scope == "" {
+		scope = hooks.NamespacedScope
+	}
+	return apply.RuleWithOperations().WithAPIGroups(w.group).WithAPIVersions(w.versions...).
+		WithResources(w.resource).WithOperations(w.on...).WithScope(scope)
+}
+
+func (w webhook) failurePolicy() hooks.FailurePolicyType {
+	if w.optional {
+		return hooks.Ignore
+	}
+	return hooks.Fail
+}
+
+func (w webhook) mutatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.MutatingWebhookApplyConfiguration {
+	configuration := apply.MutatingWebhook().WithName(w.name).WithClientConfig(target).WithRules(w.rule()).
+		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(hooks.SideEffectClassNone).
+		WithTimeoutSeconds(timeout).WithAdmissionReviewVersions("v1")
+	if w.only != "" {
+		configuration.WithMatchConditions(w.condition())
+	}
+	return configuration
+}
+
+func (w webhook) validatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.ValidatingWebhookApplyConfiguration {
+	configuration := apply.ValidatingWebhook().WithName(w.name).WithClientConfig(target).WithRules(w.rule()).
+		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(hooks.SideEffectClassNone).
+		WithTimeoutSeconds(timeout).WithAdmissionReviewVersions("v1")
+	if w.only != "" {
+		configuration.WithMatchConditions(w.condition())
+	}
+	return configuration
+}
+
+func (w webhook) condition() *apply.MatchConditionApplyConfiguration {
+	return apply.MatchCondition().WithName("relevant").WithExpression(w.only)
+}

@@ -1,0 +1,167 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/internal/agent/cni/shim"
+	"patchbay/internal/podnetworks"
+)
+
+// KubePods is Pods on the Kubernetes API.
+type KubePods struct {
+	cache  client.Reader // this node's pods
+	direct client.Reader // the API server itself
+	writer client.Client
+
+	mu      sync.Mutex
+	waiters map[types.NamespacedName]chan struct{}
+}
+
+// cacheLag is how far the cache is allowed to be behind kubelet before the API server is asked.
+const cacheLag = time.Second
+
+// NewKubePods watches the pods in the cache, which must be limited to this node's.
+func NewKubePods(ctx context.Context, c cache.Cache, direct client.Reader, writer client.Client) (*KubePods, error) {
+	k := &KubePods{cache: c, direct: direct, writer: writer, waiters: map[types.NamespacedName]chan struct{}{}}
+	informer, err := c.GetInformer(ctx, &corev1.Pod{})
+	if err != nil {
+		return nil, fmt.Errorf("watch this node's pods: %w", err)
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    k.notify,
+		UpdateFunc: func(_, pod any) { k.notify(pod) },
+		DeleteFunc: k.notify,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch this node's pods: %w", err)
+	}
+	return k, nil
+}
+
+func (k *KubePods) notify(object any) {
+	if gone, ok := object.(toolscache.DeletedFinalStateUnknown); ok {
+		object = gone.Obj
+	}
+	pod, ok := object.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key := client.ObjectKeyFromObject(pod)
+	if waiter, ok := k.waiters[key]; ok {
+		close(waiter)
+		delete(k.waiters, key)
+	}
+}
+
+// changed returns a channel that is closed at the pod's next change.
+func (k *KubePods) changed(key types.NamespacedName) <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	waiter, ok := k.waiters[key]
+	if !ok {
+		waiter = make(chan struct{})
+		k.waiters[key] = waiter
+	}
+	return waiter
+}
+
+// Networks waits for the annotation that the network controller writes.
+func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string]podnetworks.Network, error) {
+	key := types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
+	lag := time.NewTimer(cacheLag)
+	defer lag.Stop()
+	mayAsk := false
+	for {
+		changed := k.changed(key)
+		var pod corev1.Pod
+		err := k.cache.Get(ctx, key, &pod)
+		if err != nil && !apierrors.IsNotFound(err) {
+			return ref, nil, err
+		}
+		// A pod of the same name may still be, or be already, its predecessor or successor.
+		known := err == nil && (ref.UID == "" || pod.UID == ref.UID)
+		if known && pod.Annotations[podnetworks.PodAnnotation] != "" {
+			ref.UID = pod.UID
+			networks, err := podnetworks.ParsePod(pod.Annotations)
+			return ref, networks, err
+		}
+		if !known && mayAsk {
+			if err := k.confirm(ctx, ref); err != nil {
+				return ref, nil, err
+			}
+		}
+		select {
+		case <-changed:
+		case <-lag.C:
+			mayAsk = true
+		case <-ctx.Done():
+			return ref, nil, fmt.Errorf("annotation %s is missing; is patchbay controller running? Its events on the pod say why it gave no addresses: %w",
+				podnetworks.PodAnnotation, context.Cause(ctx))
+		}
+	}
+}
+
+// confirm asks the API server whether the pod exists.
+func (k *KubePods) confirm(ctx context.Context, ref PodRef) error {
+	var pod corev1.Pod
+	err := k.direct.Get(ctx, types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, &pod)
+	if apierrors.IsNotFound(err) || err == nil && ref.UID != "" && pod.UID != ref.UID {
+		return &shim.Error{Code: shim.CodeUnknownContainer, Msg: fmt.Sprintf("pod %s with UID %s exists no more", ref, ref.UID)}
+	}
+	return err
+}
+
+var errDeleted = errors.New("the pod was deleted meanwhile")
+
+// While returns a context that ends when the pod's deletion is seen.
+func (k *KubePods) While(ctx context.Context, ref PodRef) (context.Context, context.CancelFunc) {
+	alive, cancel := context.WithCancelCause(ctx)
+	key := types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for {
+			changed := k.changed(key)
+			var pod corev1.Pod
+			if err := k.cache.Get(alive, key, &pod); apierrors.IsNotFound(err) || err == nil && pod.UID != ref.UID {
+				cancel(errDeleted)
+				return
+			}
+			select {
+			case <-changed:
+			case <-alive.Done():
+				return
+			}
+		}
+	})
+	return alive, func() { cancel(nil); watching.Wait() }
+}
+
+// Annotate goes through the status subresource, which is all that the agent may write of a pod. The UID keeps it off a
+// successor of the same name.
+func (k *KubePods) Annotate(ctx context.Context, ref PodRef, key, value string) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": ref.UID, "annotations": map[string]string{key: value}}})
+	if err != nil {
+		return err
+	}
+	pod := &corev1.Pod{}
+	pod.Namespace, pod.Name = ref.Namespace, ref.Name
+	if err := k.writer.Status().Patch(ctx, pod, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		return fmt.Errorf("write annotation %s: %w", key, err)
+	}
+	return nil
+}

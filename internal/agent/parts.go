@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	virtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/knftables"
+
+	"patchbay/internal/agent/cni"
+	"patchbay/internal/agent/nodenet"
+)
+
+// Parts is everything that an agent does. A new job is a package that knows nothing of this one, a function here that
+// hands it what it needs of the host, and a line in this list.
+func Parts() []Part {
+	return []Part{
+		{"node network", addNodeNetwork},
+		{"CNI server", addCNI},
+		{"virtual machines", addMachines},
+		{"volumes", addVolumes},
+	}
+}
+
+// newScheme holds the API types that the parts read and write.
+func newScheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	_ = clientgoscheme.AddToScheme(s) // these add to a map; they cannot fail
+	_ = virtv1.AddToScheme(s)
+	return s
+}
+
+func addNodeNetwork(_ context.Context, h *Host) error {
+	rules, err := knftables.New(knftables.InetFamily, nodenet.Table)
+	if err != nil {
+		return fmt.Errorf("nftables (is nft installed?): %w", err)
+	}
+	h.Network = nodenet.New(nodenet.Config{
+		Settings: h.Settings, Node: h.Node, Reader: h.Manager.GetClient(), Ports: h.OVS, Guard: h.Guard, NFT: rules,
+		AnyNetns: h.AnyNetns, Log: h.Log.With("part", "nodenet"),
+	})
+	return h.Network.AddToManager(h.Manager)
+}
+
+// addCNI serves pods once the node's own network stands: kubelet takes the configuration file as the sign that it may
+// start pods.
+func addCNI(ctx context.Context, h *Host) error {
+	log := h.Log.With("part", "cni")
+	pods, err := cni.NewKubePods(ctx, h.Manager.GetCache(), h.Manager.GetAPIReader(), h.Manager.GetClient())
+	if err != nil {
+		return err
+	}
+	plugin := cni.New(cni.Config{Pods: pods, Ports: h.OVS, Guard: h.Guard, Records: h.Pods, MTU: h.Settings.PodMTU, Log: log})
+	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		select {
+		case <-h.Network.Ready():
+		case <-ctx.Done():
+			return nil
+		}
+		exists, err := h.podExists(ctx)
+		if err != nil {
+			return err
+		}
+		if err := plugin.Recover(ctx, exists); err != nil {
+			return err
+		}
+		server, err := cni.Listen(h.File("cni.sock"), plugin.Do, log)
+		if err != nil {
+			return err
+		}
+		err = cni.Install(filepath.Join(h.BinDir, cni.PluginName), filepath.Join(h.Dir, "cni", "bin"), filepath.Join(h.Dir, "cni", "net.d"), h.File("cni.sock"))
+		if err != nil {
+			return err
+		}
+		log.Info("ready for pods")
+		return server.Serve(ctx)
+	}))
+}
+
+// podExists tells which pods the API server had when the cache was filled.
+func (h *Host) podExists(ctx context.Context) (func(types.UID) bool, error) {
+	var pods corev1.PodList
+	if err := h.Manager.GetClient().List(ctx, &pods); err != nil {
+		return nil, fmt.Errorf("list this node's pods: %w", err)
+	}
+	known := map[types.UID]bool{}
+	for _, pod := range pods.Items {
+		known[pod.UID] = true
+	}
+	return func(uid types.UID) bool { return known[uid] }, nil
+}

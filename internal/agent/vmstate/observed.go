@@ -1,0 +1,93 @@
+// Package vmstate decides what a node does about a virtual machine instance: Step takes what was observed and returns the
+// status to write and the actions to carry out. It is pure: no clock, no client, no goroutine. Package vmdriver observes and acts.
+package vmstate
+
+import (
+	"net"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/qemu"
+	"patchbay/internal/qemu/qga"
+	"patchbay/internal/qemu/qmp"
+)
+
+// Observed is everything that Step decides from.
+type Observed struct {
+	Now      time.Time
+	Node     string
+	VMI      *virtv1.VirtualMachineInstance
+	Pod      Pod
+	Launcher Launcher
+	Domain   *Domain  // nil while QEMU's monitor is not connected
+	Ended    *Ended   // nil while QEMU may be running
+	Busy     bool     // a Start or an Attach is under way
+	Failure  *Failure // of the last Start or Attach
+}
+
+// Pod is the launcher's pod on this node.
+type Pod struct {
+	Found     bool
+	Phase     corev1.PodPhase
+	Deleting  time.Time // when its deletion was asked for; zero: it was not
+	Connected bool      // the CNI server has recorded its network
+}
+
+func (p Pod) over() bool { return p.Phase == corev1.PodSucceeded || p.Phase == corev1.PodFailed }
+
+// Launcher is what the launcher says. It is not asked while the monitor is connected.
+type Launcher struct {
+	Reachable bool
+	State     protocol.State
+}
+
+// Domain is a running QEMU.
+type Domain struct {
+	RunState    string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
+	Accelerator qemu.Accelerator
+	Machine     string // machine type; empty: not known
+	NICs        []NIC
+	Guest       *Guest // nil: no guest agent
+	// PowerButton is when it was pressed last; zero: never by this agent.
+	PowerButton time.Time
+	// Killed is when QEMU was last told to end at once.
+	Killed time.Time
+	// Rebooting is when the guest was asked to shut down in order to be reset; zero: it was not.
+	Rebooting time.Time
+}
+
+// NIC is a network card of a running QEMU.
+type NIC struct {
+	Name         string // of the interface in the VMI
+	MAC          net.HardwareAddr
+	IPs          []netip.Addr // that the network gave, in the order of the cluster's families
+	PodInterface string
+	Queues       int
+	LinkDown     bool
+}
+
+// Guest is what the guest agent said last.
+type Guest struct {
+	Missing    []string        // required commands that it does not know
+	Interfaces []qga.Interface // nil: not asked yet
+	OS         qga.OS
+}
+
+// Ended is how a QEMU ended.
+type Ended struct {
+	Reason   qmp.ShutdownReason // empty: nobody saw it
+	ExitCode int                // -N when signal N killed it
+}
+
+// Failure is why the last Start or Attach did not work.
+type Failure struct {
+	Message string
+	// Final failures are of the specification or of the network: trying again would not help.
+	Final bool
+	// Retry is when to try again, if not Final.
+	Retry time.Time
+}

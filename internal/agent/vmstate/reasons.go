@@ -1,0 +1,33 @@
+package vmstate
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	virtv1 "kubevirt.io/api/core/v1"
+)
+
+// Reasons of conditions that the node writes.
+const (
+	reasonSyncFailed     = "SyncFailed"
+	reasonPausedByUser   = "PausedByUser"
+	reasonPausedIOError  = "PausedIOError"
+	reasonNoVirtExtents  = "KVMNotAvailable"
+	reasonAgentCommands  = "MissingCommands"
+	reasonBridgeOnPodNet = virtv1.VirtualMachineInstanceReasonInterfaceNotMigratable
+	reasonDisks          = virtv1.VirtualMachineInstanceReasonDisksNotMigratable
+)
+
+// Events about a virtual machine instance.
+var (
+	eventStarted    = Event{Type: corev1.EventTypeNormal, Reason: virtv1.Started.String(), Message: "VirtualMachineInstance started."}
+	eventShutting   = Event{Type: corev1.EventTypeNormal, Reason: virtv1.ShuttingDown.String(), Message: "Signaled Graceful Shutdown"}
+	eventKilled     = Event{Type: corev1.EventTypeNormal, Reason: virtv1.ShuttingDown.String(), Message: "Signaled Deletion"}
+	eventShutDown   = Event{Type: corev1.EventTypeNormal, Reason: virtv1.Stopped.String(), Message: "The VirtualMachineInstance was shut down."}
+	eventCrashed    = Event{Type: corev1.EventTypeWarning, Reason: virtv1.Stopped.String(), Message: "The VirtualMachineInstance crashed."}
+	eventSlow       = Event{Type: corev1.EventTypeWarning, Reason: string(virtv1.VirtualMachineInstanceSoftwareEmulation), Message: messageSlow}
+	messageSlow     = "The node cannot run guest code on its processor (no usable /dev/kvm), so QEMU emulates it: expect about a tenth of the speed."
+	messageAgentOld = "This guest agent doesn't support required basic commands"
+)
+
+func eventFailed(message string) Event {
+	return Event{Type: corev1.EventTypeWarning, Reason: virtv1.SyncFailed.String(), Message: message}
+}

@@ -1,0 +1,104 @@
+package vmstate
+
+import (
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/qemu"
+)
+
+func (s *step) setPhase(phase virtv1.VirtualMachineInstancePhase) {
+	if s.r.Status.Phase == phase {
+		return
+	}
+	s.r.Status.Phase = phase
+	s.r.Status.PhaseTransitionTimestamps = append(s.r.Status.PhaseTransitionTimestamps,
+		virtv1.VirtualMachineInstancePhaseTransitionTimestamp{Phase: phase, PhaseTransitionTimestamp: metav1.NewTime(s.o.Now)})
+}
+
+// setCondition sets one of the node's conditions; its times move only when the status does.
+func (s *step) setCondition(kind virtv1.VirtualMachineInstanceConditionType, is bool, reason, message string) {
+	status := corev1.ConditionFalse
+	if is {
+		status = corev1.ConditionTrue
+	}
+	now := metav1.NewTime(s.o.Now)
+	wanted := virtv1.VirtualMachineInstanceCondition{Type: kind, Status: status, Reason: reason, Message: message, LastProbeTime: now, LastTransitionTime: now}
+	for i, c := range s.r.Status.Conditions {
+		if c.Type != kind {
+			continue
+		}
+		if c.Status == status {
+			wanted.LastProbeTime, wanted.LastTransitionTime = c.LastProbeTime, c.LastTransitionTime
+		}
+		s.r.Status.Conditions[i] = wanted
+		return
+	}
+	s.r.Status.Conditions = append(s.r.Status.Conditions, wanted)
+}
+
+func (s *step) dropCondition(kinds ...virtv1.VirtualMachineInstanceConditionType) {
+	s.r.Status.Conditions = slices.DeleteFunc(s.r.Status.Conditions, func(c virtv1.VirtualMachineInstanceCondition) bool {
+		return slices.Contains(kinds, c.Type)
+	})
+}
+
+// clearRunning takes back what is only true of a running guest.
+func (s *step) clearRunning() {
+	s.dropCondition(virtv1.VirtualMachineInstancePaused, virtv1.VirtualMachineInstanceAgentConnected, virtv1.VirtualMachineInstanceUnsupportedAgent)
+}
+
+// describeStart writes what does not change while the guest runs.
+func (s *step) describeStart() {
+	d := s.o.Domain
+	if d.Accelerator == qemu.TCG {
+		s.setCondition(virtv1.VirtualMachineInstanceSoftwareEmulation, true, reasonNoVirtExtents, messageSlow)
+		s.tell(eventSlow)
+	}
+	if d.Machine != "" {
+		s.r.Status.Machine = &virtv1.Machine{Type: d.Machine}
+	}
+	s.describeMigration()
+}
+
+// describeDomain writes what changes while the guest runs.
+func (s *step) describeDomain() {
+	s.describePause()
+	s.describeAgent()
+	if s.o.Domain.NICs != nil {
+		s.r.Status.Interfaces = interfaces(s.o.VMI, s.o.Domain)
+	}
+}
+
+// describePause tells a pause that somebody wants to know of from QEMU's own, such as the last moment of a migration.
+func (s *step) describePause() {
+	switch s.o.Domain.RunState {
+	case "paused", "prelaunch":
+		s.setCondition(virtv1.VirtualMachineInstancePaused, true, reasonPausedByUser, "VMI was paused by user")
+	case "io-error":
+		s.setCondition(virtv1.VirtualMachineInstancePaused, true, reasonPausedIOError, "VMI was paused, low-level IO error detected")
+	case "running":
+		s.dropCondition(virtv1.VirtualMachineInstancePaused)
+	}
+}
+
+func (s *step) describeAgent() {
+	guest := s.o.Domain.Guest
+	if guest == nil {
+		s.dropCondition(virtv1.VirtualMachineInstanceAgentConnected, virtv1.VirtualMachineInstanceUnsupportedAgent)
+		return
+	}
+	s.setCondition(virtv1.VirtualMachineInstanceAgentConnected, true, "", "")
+	if len(guest.Missing) > 0 {
+		s.setCondition(virtv1.VirtualMachineInstanceUnsupportedAgent, true, reasonAgentCommands, messageAgentOld+": "+strings.Join(guest.Missing, ", "))
+	} else {
+		s.dropCondition(virtv1.VirtualMachineInstanceUnsupportedAgent)
+	}
+	if os := GuestOS(guest.OS); os != (virtv1.VirtualMachineInstanceGuestOSInfo{}) {
+		s.r.Status.GuestOSInfo = os
+	}
+}

@@ -1,0 +1,152 @@
+// Package openvswitch prepares the databases of Open vSwitch and OVN before their daemons start, and asks running daemons for their
+// state. What goes through the switches is decided elsewhere.
+package openvswitch
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// Where Debian's packages put the schemas; other distributions use the same places.
+const (
+	VSwitchSchema = "/usr/share/openvswitch/vswitch.ovsschema"
+	NBSchema      = "/usr/share/ovn/ovn-nb.ovsschema"
+	SBSchema      = "/usr/share/ovn/ovn-sb.ovsschema"
+)
+
+// IntegrationBridge is the bridge that OVN programs.
+const IntegrationBridge = "br-int"
+
+// EnsureDatabase makes a database file unless it exists, and converts one with an older schema.
+func EnsureDatabase(ctx context.Context, file, schema string) error {
+	if _, err := os.Stat(file); err == nil {
+		return convertDatabase(ctx, file, schema)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	// Made under another name first: a half-written file would not be repaired by a second try.
+	temporary := file + ".new"
+	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, err := run(ctx, "ovsdb-tool", "create", temporary, schema); err != nil {
+		return err
+	}
+	return os.Rename(temporary, file)
+}
+
+func convertDatabase(ctx context.Context, file, schema string) error {
+	needed, err := run(ctx, "ovsdb-tool", "needs-conversion", file, schema)
+	if err != nil || strings.TrimSpace(needed) != "yes" {
+		return err
+	}
+	_, err = run(ctx, "ovsdb-tool", "convert", file, schema)
+	return err
+}
+
+// Chassis is what a node's switch and its OVN controller have to know.
+type Chassis struct {
+	Database    string // "unix:PATH"
+	Name        string // system-id; the node's name
+	EncapIPs    []string
+	Southbound  string // "ssl:172.30.0.1:6642"
+	Key         string // file, mutual TLS with the southbound database
+	Certificate string
+	Authority   string
+	Datapath    string // "netdev" or "system"
+	Uplink      string // device that becomes a port of Bridge
+	Bridge      string
+	BridgeMAC   string
+	MTU         int
+}
+
+// EnsureChassis writes the node's configuration into its database. It does not wait for the switch, so that it may run before it.
+func EnsureChassis(ctx context.Context, c Chassis) error {
+	args := []string{"--db=" + c.Database, "--no-wait", "--timeout=20", "init",
+		"--", "set-ssl", c.Key, c.Certificate, c.Authority,
+		"--", "set", "Open_vSwitch", ".",
+		"external_ids:system-id=" + c.Name,
+		"external_ids:hostname=" + c.Name,
+		"external_ids:ovn-remote=" + quote(c.Southbound),
+		"external_ids:ovn-encap-type=geneve",
+		"external_ids:ovn-encap-ip=" + quote(strings.Join(c.EncapIPs, ",")),
+		"external_ids:ovn-bridge=" + IntegrationBridge,
+		"external_ids:ovn-bridge-datapath-type=" + c.Datapath,
+		// A new ovn-controller puts its flows in place of the old ones, instead of clearing them first.
+		"external_ids:ovn-ofctrl-wait-before-clear=8000",
+		// A busy switch must not lose its controller over an unanswered probe.
+		"external_ids:ovn-openflow-probe-interval=60",
+		"other_config:vlan-limit=0",
+	}
+	args = append(args, c.bridge(IntegrationBridge)...)
+	args = append(args, "fail_mode=secure")
+	args = append(args, c.bridge(c.Bridge)...)
+	args = append(args, "other_config:hwaddr="+quote(c.BridgeMAC))
+	args = append(args, "--", "--may-exist", "add-port", c.Bridge, c.Uplink,
+		"--", "set", "Interface", c.Bridge, fmt.Sprintf("mtu_request=%d", c.MTU))
+	_, err := run(ctx, "ovs-vsctl", args...)
+	return err
+}
+
+func (c Chassis) bridge(name string) []string {
+	return []string{"--", "--may-exist", "add-br", name, "--", "set", "Bridge", name, "datapath_type=" + c.Datapath}
+}
+
+// quote protects punctuation from the database tools' syntax.
+func quote(s string) string { return `"` + s + `"` }
+
+// ReadDatapath gives the datapath type that a node was set up with, from its database.
+func ReadDatapath(ctx context.Context, database string) (string, error) {
+	out, err := run(ctx, "ovs-vsctl", "--db="+database, "--no-wait", "--timeout=5", "--if-exists", "get", "Open_vSwitch", ".", "external_ids:ovn-bridge-datapath-type")
+	return strings.Trim(strings.TrimSpace(out), `"`), err
+}
+
+// Control sends a command to a daemon's control socket and returns its answer.
+func Control(ctx context.Context, socket, command string, args ...string) (string, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if args == nil {
+		args = []string{}
+	}
+	if err := json.NewEncoder(conn).Encode(map[string]any{"id": 0, "method": command, "params": args}); err != nil {
+		return "", fmt.Errorf("ask %s for %s: %w", socket, command, err)
+	}
+	var answer struct {
+		Result string `json:"result"`
+		Error  string `json:"error"`
+	}
+	if err := json.NewDecoder(conn).Decode(&answer); err != nil {
+		return "", fmt.Errorf("ask %s for %s: %w", socket, command, err)
+	}
+	if answer.Error != "" {
+		return "", fmt.Errorf("%s answers %s with: %s", socket, command, strings.TrimSpace(answer.Error))
+	}
+	return strings.TrimSpace(answer.Result), nil
+}
+
+func run(ctx context.Context, program string, args ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

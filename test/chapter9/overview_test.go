@@ -1,0 +1,95 @@
+package chapter9
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	virtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// bareManifest is a VM that says nothing about networks.
+const bareManifest = `
+apiVersion: kubevirt.io/v1
+kind: VirtualMachine
+metadata: {name: bare}
+spec:
+  runStrategy: Always
+  template:
+    spec:
+      terminationGracePeriodSeconds: 5
+      domain:
+        memory: {guest: 128Mi}
+        devices:
+          disks: [{name: root, disk: {bus: virtio}}]
+      volumes:
+        - {name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}
+`
+
+// 9.1: what the overview says of the default network.
+func TestOverview(t *testing.T) {
+	ns := cluster.Namespace(t)
+	cluster.Apply(t, ns, bareManifest, nil)
+	box := pod(t, ns, "peer", "node-2")
+	guest := cluster.Guest(t, ns, "bare")
+	vmi := cluster.Running(t, ns, "bare")
+
+	t.Run("9.1.2-C1 a VM without networks is on the pod network", func(t *testing.T) {
+		if len(vmi.Spec.Networks) != 1 || vmi.Spec.Networks[0].Pod == nil || vmi.Spec.Domain.Devices.Interfaces[0].Masquerade == nil {
+			t.Errorf("networks %+v, interfaces %+v", vmi.Spec.Networks, vmi.Spec.Domain.Devices.Interfaces)
+		}
+		vm := &virtv1.VirtualMachine{}
+		if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(vmi), vm); err != nil {
+			t.Fatal(err)
+		}
+		if len(vm.Spec.Template.Spec.Networks) != 0 {
+			t.Errorf("the VM's own template was changed: %+v", vm.Spec.Template.Spec.Networks)
+		}
+	})
+	t.Run("9.1-C3 pods and VMs reach each other", func(t *testing.T) {
+		guest.Eventually(cluster, time.Minute, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
+		for _, ip := range box.ips {
+			guest.Eventually(cluster, 30*time.Second, "ping -c1 -W3 "+ip, contains(" 0% packet loss"))
+		}
+		for _, ip := range vmi.Status.Interfaces[0].IPs {
+			if out, err := box.run("ping -c1 -W3 " + ip); err != nil {
+				t.Errorf("pod to VM at %s: %v %s", ip, err, out)
+			}
+		}
+	})
+	t.Run("9.1-C5 the default network gives connectivity, services and addresses", func(t *testing.T) {
+		out := guest.Eventually(cluster, 30*time.Second, "nslookup kubernetes.default.svc.cluster.local", contains("10.96.0.1"))
+		if !strings.Contains(out, "10.96.0.1") {
+			t.Error(out)
+		}
+		out = guest.Run("nc -w 3 10.96.0.1 443 </dev/null && echo open")
+		if !strings.Contains(out, "open") {
+			t.Errorf("the API server's Service does not answer the guest: %q", out)
+		}
+	})
+	t.Run("9.1-C7 the default network is an overlay over the nodes' network", func(t *testing.T) {
+		capture := make(chan string, 1)
+		go func() {
+			out, _ := cluster.InNode(t.Context(), "node-2", "timeout", "10", "tcpdump", "-c2", "-nni", "eth0", "udp port 6081")
+			capture <- out
+		}()
+		guest.Run("ping -c20 -i0.5 -W1 " + ipv4(box.ips))
+		if out := <-capture; !strings.Contains(out, "Geneve") {
+			t.Errorf("no Geneve packets between the nodes: %q", out)
+		}
+	})
+	t.Run("kinds, short names and columns", func(t *testing.T) {
+		vm, err := cluster.Kubectl(t.Context(), "get", "vms", "-n", ns)
+		if err != nil || strings.Join(strings.Fields(strings.SplitN(vm, "\n", 2)[0]), " ") != "NAME AGE STATUS READY" {
+			t.Errorf("kubectl get vms prints %q, %v", vm, err)
+		}
+		out, err := cluster.Kubectl(t.Context(), "get", "vmis", "-n", ns)
+		if err != nil || strings.Join(strings.Fields(strings.SplitN(out, "\n", 2)[0]), " ") != "NAME AGE PHASE IP NODENAME READY" {
+			t.Errorf("kubectl get vmis prints %q, %v", out, err)
+		}
+		if !strings.Contains(out, vmi.Status.Interfaces[0].IP) {
+			t.Errorf("the IP %s is not in %q", vmi.Status.Interfaces[0].IP, out)
+		}
+	})
+}

@@ -1,0 +1,218 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"text/template"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	virtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/internal/guestshell"
+)
+
+// poll is how often Eventually looks.
+const poll = 100 * time.Millisecond
+
+// Namespace makes a namespace that is deleted, with all that is in it, when the test ends.
+func (c *Cluster) Namespace(t *testing.T) string {
+	t.Helper()
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-"}}
+	if err := c.Client.Create(t.Context(), ns); err != nil {
+		t.Fatalf("make a namespace: %v", err)
+	}
+	t.Cleanup(func() { c.deleteNamespace(t, ns) })
+	return ns.Name
+}
+
+func (c *Cluster) deleteNamespace(t *testing.T, ns *corev1.Namespace) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if t.Failed() {
+		c.Describe(ctx, t, ns.Name)
+	}
+	if err := c.Client.Delete(ctx, ns); err != nil {
+		t.Errorf("delete namespace %s: %v", ns.Name, err)
+		return
+	}
+	c.eventually(ctx, t, "namespace "+ns.Name+" is gone", func() error {
+		err := c.Client.Get(ctx, client.ObjectKeyFromObject(ns), &corev1.Namespace{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("still there: %v", err)
+	})
+}
+
+// Describe logs what a namespace holds, for the reader of a failed test.
+func (c *Cluster) Describe(ctx context.Context, t *testing.T, namespace string) {
+	out, err := c.Kubectl(ctx, "get", "vm,vmi,pod,svc,events", "-n", namespace, "-o", "wide")
+	t.Logf("namespace %s (%v):\n%s", namespace, err, out)
+}
+
+// Apply applies manifests; {{.name}} are replaced by values.
+func (c *Cluster) Apply(t *testing.T, namespace, manifests string, values map[string]string) string {
+	t.Helper()
+	out, err := c.TryApply(t.Context(), namespace, manifests, values)
+	if err != nil {
+		t.Fatalf("apply: %v\n%s", err, manifests)
+	}
+	return out
+}
+
+// TryApply is Apply for manifests that may be refused.
+func (c *Cluster) TryApply(ctx context.Context, namespace, manifests string, values map[string]string) (string, error) {
+	parsed, err := template.New("manifest").Option("missingkey=error").Parse(manifests)
+	if err != nil {
+		return "", err
+	}
+	var text bytes.Buffer
+	if err := parsed.Execute(&text, values); err != nil {
+		return "", err
+	}
+	return c.kubectl(ctx, text.String(), "apply", "-n", namespace, "-f", "-")
+}
+
+// Eventually fails the test when check does not return nil within limit; it says what the last error was.
+func (c *Cluster) Eventually(t *testing.T, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	if !c.eventually(ctx, t, what, check) {
+		t.FailNow()
+	}
+}
+
+func (c *Cluster) eventually(ctx context.Context, t *testing.T, what string, check func() error) bool {
+	t.Helper()
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return true
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			t.Errorf("%s: not so in time: %v", what, err)
+			return false
+		}
+	}
+}
+
+// Running waits until a VM's instance runs and returns it.
+func (c *Cluster) Running(t *testing.T, namespace, name string) *virtv1.VirtualMachineInstance {
+	t.Helper()
+	vmi := &virtv1.VirtualMachineInstance{}
+	c.Eventually(t, 3*time.Minute, "VMI "+name+" runs", func() error {
+		if err := c.Client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, vmi); err != nil {
+			return err
+		}
+		if vmi.Status.Phase != virtv1.Running {
+			return fmt.Errorf("phase is %q, conditions %+v", vmi.Status.Phase, vmi.Status.Conditions)
+		}
+		return nil
+	})
+	return vmi
+}
+
+// PodReady waits until a pod is ready and returns it.
+func (c *Cluster) PodReady(t *testing.T, namespace, name string) *corev1.Pod {
+	t.Helper()
+	pod := &corev1.Pod{}
+	c.Eventually(t, 2*time.Minute, "pod "+name+" is ready", func() error {
+		if err := c.Client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, pod); err != nil {
+			return err
+		}
+		if !Ready(pod.Status.Conditions, corev1.PodReady) {
+			return fmt.Errorf("phase is %q, conditions %+v", pod.Status.Phase, pod.Status.Conditions)
+		}
+		return nil
+	})
+	return pod
+}
+
+// LauncherPod returns the pod that runs an instance.
+func (c *Cluster) LauncherPod(t *testing.T, vmi *virtv1.VirtualMachineInstance) *corev1.Pod {
+	t.Helper()
+	pods := &corev1.PodList{}
+	if err := c.Client.List(t.Context(), pods, client.InNamespace(vmi.Namespace),
+		client.MatchingLabels{virtv1.CreatedByLabel: string(vmi.UID)}); err != nil {
+		t.Fatal(err)
+	}
+	if len(pods.Items) != 1 {
+		t.Fatalf("VMI %s has %d launcher pods, want 1", vmi.Name, len(pods.Items))
+	}
+	return &pods.Items[0]
+}
+
+// InPod runs a command in a pod's first container.
+func (c *Cluster) InPod(ctx context.Context, namespace, pod string, command ...string) (string, error) {
+	return c.Kubectl(ctx, append([]string{"exec", "-n", namespace, pod, "--"}, command...)...)
+}
+
+// Guest is a shell in a running instance, over its serial console. It is closed when the test ends.
+type Guest struct {
+	t     *testing.T
+	shell *guestshell.Shell
+	name  string
+}
+
+// Guest waits for a shell in the instance.
+func (c *Cluster) Guest(t *testing.T, namespace, name string) *Guest {
+	t.Helper()
+	c.Running(t, namespace, name)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	console, err := guestshell.Dial(ctx, c.Config, namespace, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shell := guestshell.New(console, guestshell.Login{User: "root", Password: "patchbay"})
+	t.Cleanup(func() { shell.Close() })
+	if err := shell.Ready(ctx); err != nil {
+		t.Fatalf("guest %s: %v", name, err)
+	}
+	return &Guest{t: t, shell: shell, name: name}
+}
+
+// Run runs a command in the guest and fails the test when it fails. The output is returned without white space at its ends.
+func (g *Guest) Run(command string) string {
+	g.t.Helper()
+	out, err := g.Try(command)
+	if err != nil {
+		g.t.Fatalf("guest %s: %v", g.name, err)
+	}
+	return out
+}
+
+// Try runs a command that may fail.
+func (g *Guest) Try(command string) (string, error) {
+	ctx, cancel := context.WithTimeout(g.t.Context(), time.Minute)
+	defer cancel()
+	out, err := g.shell.Run(ctx, command)
+	return strings.TrimSpace(out), err
+}
+
+// Eventually repeats a command until its output satisfies check.
+func (g *Guest) Eventually(c *Cluster, limit time.Duration, command string, check func(string) bool) string {
+	g.t.Helper()
+	last := ""
+	c.Eventually(g.t, limit, "in guest "+g.name+": "+command, func() error {
+		out, err := g.Try(command)
+		last = out
+		if err == nil && !check(out) {
+			err = fmt.Errorf("printed %q", out)
+		}
+		return err
+	})
+	return last
+}
