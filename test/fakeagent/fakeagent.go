@@ -1,5 +1,5 @@
 // Package fakeagent is a test fixture: a node agent on mutual TLS that answers requests with what it was asked, or with what the
-// test wants, and websockets with an echo.
+// test wants, and websockets with an echo. A forwarded port closes after the first message, as a server that has answered does.
 package fakeagent
 
 import (
@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path"
+	"strings"
 	"testing"
 
 	"github.com/gorilla/websocket"
@@ -117,6 +118,9 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		}
 		if err := conn.WriteMessage(kind, data); err != nil {
 			return
+		}
+		if strings.Contains(r.URL.Path, "/portforward/") {
+			_ = conn.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
 		}
 	}
 }
