@@ -18,11 +18,15 @@ func serve(t *testing.T, s topology.Service) {
 	t.Helper()
 	s.Namespace = "default"
 	owner := "service/default/" + s.Name
-	lab.store.Set(owner, topology.ServiceRows(s, []string{"node-1", "node-2"}))
+	lab.services[owner] = topology.ServiceRows(s, []string{"node-1", "node-2"})
+	lab.store.Set(owner, lab.services[owner])
 	if err := lab.settle(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { lab.store.Delete(owner) })
+	t.Cleanup(func() {
+		delete(lab.services, owner)
+		lab.store.Delete(owner)
+	})
 }
 
 var (
