@@ -32,7 +32,7 @@ func startQEMU(t *testing.T, more ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "qmp.sock")
 	command := exec.Command("qemu-system-x86_64", append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc-q35-7.2",
-		"-accel", "tcg,tb-size=32", "-m", "32M", "-qmp", "unix:"+path+",server=on,wait=off",
+		"-accel", "tcg,tb-size=32", "-m", "32M", "-qmp", "unix:" + path + ",server=on,wait=off",
 		"-device", "pcie-root-port,id=port1,chassis=1", "-device", "pcie-root-port,id=port2,chassis=2"}, more...)...)
 	command.Stderr = os.Stderr
 	if err := command.Start(); err != nil {
