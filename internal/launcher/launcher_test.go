@@ -292,6 +292,21 @@ func memory(t *testing.T, pid int) (rss, pss int) {
 	return rss, pss
 }
 
+// TestConsoleLog lets firmware print on the serial port.
+func TestConsoleLog(t *testing.T) {
+	pod := launchertest.Start(t, launchertest.Config{})
+	run(t, pod, start("console", "-machine", "graphics=off", "-device", "isa-serial,chardev=serial0",
+		"-chardev", "socket,id=serial0,path=/run/patchbay/serial0.sock,server=on,wait=off,logfile=/run/patchbay/serial0.pipe,logappend=on"))
+	log := filepath.Join(pod.RunPath, protocol.ConsoleLog)
+	launchertest.Eventually(t, "the log holds what firmware says", func() error {
+		text, err := os.ReadFile(log)
+		if err == nil && !strings.Contains(string(text), "SeaBIOS") {
+			err = fmt.Errorf("it holds %q", text)
+		}
+		return err
+	})
+}
+
 func TestMemory(t *testing.T) {
 	pod := launchertest.Start(t, launchertest.Config{})
 	run(t, pod, start("m"))
