@@ -8,6 +8,10 @@ all: build image
 # One set of flags for building and testing, so that nothing is compiled twice. No trace of this host in programs.
 export GOFLAGS := -trimpath -buildvcs=false
 ldflags := -ldflags='-s -w'
+# What the nodes and the API server say of themselves.
+kube_version = $(shell go list -m -f '{{.Version}}' k8s.io/kubernetes)
+kube_version_package := k8s.io/component-base/version
+kube_ldflags = -ldflags='-s -w -X $(kube_version_package).gitVersion=$(kube_version) -X $(kube_version_package).gitMajor=$(word 1,$(subst ., ,$(kube_version:v%=%))) -X $(kube_version_package).gitMinor=$(word 2,$(subst ., ,$(kube_version)))'
 
 # Small programs that run inside pods or start often: static, nothing but themselves.
 static := $(filter-out patchbay patchbay-kube,$(notdir $(wildcard cmd/*)))
@@ -25,7 +29,7 @@ $(static:%=bin/%): bin/%: FORCE
 
 # The Kubernetes engine takes minutes to compile the first time; it holds no logic of ours.
 bin/patchbay-kube: $(wildcard cmd/patchbay-kube/*.go) go.mod go.sum
-	go build $(ldflags) -o $@ ./cmd/patchbay-kube
+	go build $(kube_ldflags) -o $@ ./cmd/patchbay-kube
 	@touch $@
 
 bin/containerd-shim-runc-v2: go.mod go.sum
@@ -37,13 +41,18 @@ image: bin/patchbay-launcher
 	go run ./guest/build
 
 quickstart: deps build image
-	bin/patchbay up
-	bin/patchbay kubectl apply -f examples/quickstart.yaml
+	bin/patchbay quickstart
 
 # Packages first, then the trees that start clusters and guests: one at a time, they need the whole machine.
-test: deps build image
+test: deps build image bin/virtctl
+	go test -C tools ./...
 	go test -p 2 -timeout 20m $$(go list ./... | grep -v '^patchbay/test/')
 	go test -p 1 -timeout 90m ./test/...
+
+# The published command line client, of a module of its own: it does not compile in ours. Used by tests only.
+bin/virtctl: test/clients/go.mod test/clients/go.sum
+	go build -C test/clients -o ../../$@ kubevirt.io/kubevirt/cmd/virtctl
+	@touch $@
 
 # The numbered statements, as a table: pass, fail, not covered.
 chapter9: deps build image

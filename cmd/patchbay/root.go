@@ -18,9 +18,11 @@ func newRootCommand() *cobra.Command {
 		newSuperviseCommand(),
 		newKubectlCommand(),
 		newKubeconfigCommand(),
+		newQuickstartCommand(),
 		newImageCommand(),
 		newAgentCommand(),
 		newControllerCommand(),
+		newDNSCommand(),
 	)
 	return root
 }

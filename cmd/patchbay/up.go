@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"patchbay/internal/cluster"
-	"patchbay/internal/cluster/kubeconfig"
 	"patchbay/internal/cluster/layout"
 )
 
@@ -50,12 +49,13 @@ and firewall stay as they are. Run again, it starts what is missing and leaves t
 			if err != nil {
 				return err
 			}
+			merged := ""
 			if merge {
-				if err := mergeKubeconfig(place); err != nil {
+				if merged, err = cluster.MergeKubeconfig(place); err != nil {
 					return err
 				}
 			}
-			return output.print(cmd.OutOrStdout(), status, func(w io.Writer) { printUp(w, status, merge) })
+			return output.print(cmd.OutOrStdout(), status, func(w io.Writer) { printUp(w, status, merged) })
 		},
 	}
 	flags := cmd.Flags()
@@ -70,22 +70,10 @@ and firewall stay as they are. Run again, it starts what is missing and leaves t
 	return cmd
 }
 
-func mergeKubeconfig(place layout.Cluster) error {
-	config, err := kubeconfig.Read(place.Kubeconfig())
-	if err != nil {
-		return err
-	}
-	file, err := kubeconfig.UserFile()
-	if err != nil {
-		return err
-	}
-	return kubeconfig.Merge(file, config)
-}
-
-func printUp(w io.Writer, s cluster.Status, merged bool) {
+func printUp(w io.Writer, s cluster.Status, merged string) {
 	fmt.Fprintf(w, "Cluster %q is ready: %d nodes, %s datapath, API at %s\n", s.Name, len(s.Nodes), s.Datapath, s.API)
-	if merged {
-		fmt.Fprintln(w, "Your kubeconfig file has it as the current context.")
+	if merged != "" {
+		fmt.Fprintf(w, "It is the current context of %s.\n", merged)
 		return
 	}
 	fmt.Fprintf(w, "Use it with:  patchbay kubectl%s get nodes   or   export KUBECONFIG=%s\n", nameFlag(s.Name), s.Kubeconfig)
@@ -116,15 +104,19 @@ func (p *progressLine) show(now cluster.Progress) {
 	if len(now.Waiting) > 0 {
 		text += "; waiting for " + abbreviate(now.Waiting, 4)
 	}
+	p.say(now.Elapsed, text)
+}
+
+func (p *progressLine) say(elapsed time.Duration, text string) {
 	if text == p.last && !p.terminal {
 		return
 	}
 	p.last = text
 	if p.terminal {
-		fmt.Fprintf(p.file, "\r\033[K%5.1fs  %s", now.Elapsed.Seconds(), text)
+		fmt.Fprintf(p.file, "\r\033[K%5.1fs  %s", elapsed.Seconds(), text)
 		return
 	}
-	fmt.Fprintf(p.file, "%5.1fs  %s\n", now.Elapsed.Seconds(), text)
+	fmt.Fprintf(p.file, "%5.1fs  %s\n", elapsed.Seconds(), text)
 }
 
 func (p *progressLine) end() {

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/supervise"
 	"patchbay/internal/cluster/teardown"
@@ -31,14 +29,14 @@ func Down(ctx context.Context, c layout.Cluster) (teardown.Report, error) {
 			return teardown.Report{}, err
 		}
 	}
+	// A user's file that cannot be read keeps its entry; that must not keep the cluster.
+	unmergeErr := unmergeKubeconfig(c)
 	report, err := teardown.Run(ctx, c)
 	if err != nil {
 		held.release()
 		return report, fmt.Errorf("cluster %q is not removed completely: %w; run `patchbay down` again", c.Name, err)
 	}
-	err = held.remove()
-	_ = unix.Rmdir(c.Home) // stays when there are other clusters
-	return report, err
+	return report, errors.Join(unmergeErr, leaveNoTrace(c, held))
 }
 
 // supervisorProcess is the running supervisor, or nil.

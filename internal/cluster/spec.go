@@ -92,6 +92,11 @@ func (s Spec) writeFiles(c layout.Cluster) error {
 	if err := s.write(c); err != nil {
 		return fmt.Errorf("write the cluster's files: %w", err)
 	}
+	for _, dir := range []string{c.Run(), c.Logs()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
 	chosen := s.settings()
 	if err := chosen.Validate(); err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/openvswitch"
 	"patchbay/internal/cluster/supervise"
@@ -135,7 +137,11 @@ func supervisorStatus(c layout.Cluster) Component {
 }
 
 func nodeStatuses(ctx context.Context, c layout.Cluster, spec Spec) []Node {
-	known, err := listNodes(ctx, c)
+	client, err := apiClient(c)
+	var known map[string]*corev1.Node
+	if err == nil {
+		known, err = listNodes(ctx, client)
+	}
 	var nodes []Node
 	for _, node := range c.Nodes(spec.Nodes) {
 		out := Node{Name: node.Name, IPv4: node.IPv4().String(), IPv6: node.IPv6().String()}

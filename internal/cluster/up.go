@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/preflight"
 	"patchbay/internal/cluster/supervise"
@@ -46,17 +48,17 @@ func Up(ctx context.Context, r UpRequest) (Status, error) {
 	defer held.release()
 	spec, isNew, err := r.spec()
 	if err != nil {
-		return Status{}, err
+		return Status{}, errors.Join(err, leaveNoTrace(r.Cluster, held))
 	}
 	if isNew {
 		if err := preflight.NewCluster(r.Cluster, spec.Nodes, spec.APIPort); err != nil {
-			return Status{}, err
+			return Status{}, errors.Join(err, leaveNoTrace(r.Cluster, held))
 		}
 	}
 	if err := spec.writeFiles(r.Cluster); err != nil {
 		return Status{}, err
 	}
-	supervisor, err := ensureSupervisor(r.Cluster)
+	supervisor, err := ensureSupervisor(ctx, r.Cluster)
 	if err != nil {
 		return Status{}, err
 	}
@@ -64,6 +66,13 @@ func Up(ctx context.Context, r UpRequest) (Status, error) {
 		return Status{}, err
 	}
 	return ReadStatus(ctx, r.Cluster)
+}
+
+// leaveNoTrace undoes the locking of a cluster that was not made.
+func leaveNoTrace(c layout.Cluster, held *lock) error {
+	err := held.remove()
+	_ = unix.Rmdir(c.Home) // stays when there are other clusters
+	return err
 }
 
 // lockCluster keeps two commands from changing one cluster at the same time.
@@ -121,30 +130,40 @@ func refuseForeignDirectory(dir string) error {
 	return fmt.Errorf("%s is not empty and holds no cluster; choose another --name, or look into it and remove it", dir)
 }
 
-// ensureSupervisor starts the supervisor unless it runs, detached from the terminal, and tells its process.
-func ensureSupervisor(c layout.Cluster) (*supervise.Process, error) {
-	if err := os.MkdirAll(c.Run(), 0o755); err != nil {
-		return nil, err
-	}
-	held, err := takeLock(supervisorLock(c))
-	if errors.Is(err, errLocked) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := supervise.Forget(c.Run()); err != nil {
-		return nil, err
-	}
-	held.release()
+// ensureSupervisor starts the supervisor unless it runs, detached from the terminal, and tells its process. One that is of another
+// version is replaced; the components live on.
+func ensureSupervisor(ctx context.Context, c layout.Cluster) (*supervise.Process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(c.Logs(), 0o755); err != nil {
+	if process := supervisorProcess(c); process != nil {
+		if supervise.RunsProgram(process.PID, self) {
+			return process, nil
+		}
+		if err := process.Kill(ctx); err != nil {
+			return nil, fmt.Errorf("replace the supervisor: %w", err)
+		}
+	}
+	held, err := takeLock(supervisorLock(c))
+	if errors.Is(err, errLocked) {
+		return nil, fmt.Errorf("somebody runs `patchbay supervise` for cluster %q by hand; end it and try again", c.Name)
+	}
+	if err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(supervise.LogPath(c.Logs(), supervisorUnit), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	// What the states say is older than the supervisor that starts now.
+	err = supervise.Forget(c.Run())
+	held.release()
+	if err != nil {
+		return nil, err
+	}
+	return startSupervisor(c, self)
+}
+
+func startSupervisor(c layout.Cluster, self string) (*supervise.Process, error) {
+	path := supervise.LogPath(c.Logs(), supervisorUnit)
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +177,7 @@ func ensureSupervisor(c layout.Cluster) (*supervise.Process, error) {
 	}
 	process, err := supervise.Identify(cmd.Process.Pid)
 	if err != nil {
-		return nil, fmt.Errorf("the supervisor ended at once; look into %s", log.Name())
+		return nil, fmt.Errorf("the supervisor ended at once; look into %s", path)
 	}
 	data := fmt.Appendf(nil, "%d\n", cmd.Process.Pid)
 	return &process, errors.Join(replaceFile(filepath.Join(c.Run(), "supervisor.pid"), data, 0o644), cmd.Process.Release())

@@ -55,13 +55,18 @@ func waitUntilReady(ctx context.Context, c layout.Cluster, spec Spec, supervisor
 	ticker := time.NewTicker(upPoll)
 	defer ticker.Stop()
 	before := map[string]int{}
+	var progress Progress
 	for {
-		progress, err := readProgress(c, units, before)
-		if err == nil && len(progress.Waiting) == 0 {
-			addNodesNotReady(ctx, c, spec, &progress)
-		}
+		now, err := readProgress(c, units, before)
 		if err != nil {
 			return err
+		}
+		if len(now.Waiting) == 0 {
+			addNotReady(ctx, c, spec, &now)
+		}
+		// An answer that came too late says nothing but that.
+		if ctx.Err() == nil {
+			progress = now
 		}
 		if progress.Elapsed = time.Since(begin); report != nil {
 			report(progress)
@@ -130,9 +135,14 @@ func lastLines(path string) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// addNodesNotReady adds the nodes that are missing or not ready, each with the reason.
-func addNodesNotReady(ctx context.Context, c layout.Cluster, spec Spec, progress *Progress) {
-	nodes, err := listNodes(ctx, c)
+// addNotReady adds what the API server says is not ready for use, each with the reason.
+func addNotReady(ctx context.Context, c layout.Cluster, spec Spec, progress *Progress) {
+	client, err := apiClient(c)
+	if err != nil {
+		progress.wait("the list of nodes", err.Error())
+		return
+	}
+	nodes, err := listNodes(ctx, client)
 	if err != nil {
 		// The API server is asked again, unless nobody waits any more.
 		progress.wait("the list of nodes", err.Error())
@@ -143,18 +153,22 @@ func addNodesNotReady(ctx context.Context, c layout.Cluster, spec Spec, progress
 			progress.wait(node.Name, err.Error())
 		}
 	}
+	// Without it the API server refuses the user's first pod.
+	if _, err := client.CoreV1().ServiceAccounts(corev1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{}); err != nil {
+		progress.wait("the default service account", err.Error())
+	}
 }
 
-func listNodes(ctx context.Context, c layout.Cluster) (map[string]*corev1.Node, error) {
+func apiClient(c layout.Cluster) (kubernetes.Interface, error) {
 	config, err := restConfig(c)
 	if err != nil {
 		return nil, err
 	}
 	config.Timeout = 5 * time.Second
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
+	return kubernetes.NewForConfig(config)
+}
+
+func listNodes(ctx context.Context, client kubernetes.Interface) (map[string]*corev1.Node, error) {
 	list, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"patchbay/api/crds"
+	"patchbay/internal/ovn"
 	"patchbay/internal/settings"
 )
 
@@ -50,6 +51,12 @@ type Host struct {
 	Direct client.Client
 	// Mux is served on Listen once all parts are added.
 	Mux *http.ServeMux
+	// Rows is OVN's northbound database as the parts want it. A part says its rows by owner and announces itself with Expect.
+	Rows *ovn.Store
+	// Southbound is for what northd does not do.
+	Southbound *ovn.Southbound
+	// Refused is told whose rows the database does not take. Parts add to it before the manager starts.
+	Refused []func(owner string, err error)
 	// Certificate is the controller's own; Authority (PEM) and Roots signed it and those of the agents.
 	Certificate tls.Certificate
 	Authority   []byte
@@ -68,6 +75,11 @@ const shutdown = 5 * time.Second
 // Run runs the parts until the context ends or one of them fails. The definitions of Patchbay's kinds are applied first.
 func Run(ctx context.Context, c Config, parts []Part) error {
 	ctrllog.SetLogger(logr.FromSlogHandler(c.Log.Handler()))
+	unlock, err := onlyOne(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	h, err := open(c)
 	if err != nil {
 		return err
@@ -76,8 +88,10 @@ func Run(ctx context.Context, c Config, parts []Part) error {
 		return err
 	}
 	c.Log.Info("definitions applied")
-	if err := h.Manager.Add(manager.RunnableFunc(h.serve)); err != nil {
-		return err
+	for _, run := range []manager.RunnableFunc{h.serve, h.Rows.Run} {
+		if err := h.Manager.Add(run); err != nil {
+			return err
+		}
 	}
 	for _, part := range parts {
 		if err := part.Add(ctx, h); err != nil {
@@ -102,16 +116,26 @@ func open(c Config) (*Host, error) {
 	if h.Direct, err = client.New(h.REST, client.Options{Scheme: scheme}); err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
+	leader, err := leaderLock(h.REST)
+	if err != nil {
+		return nil, err
+	}
 	graceful := shutdown
 	h.Manager, err = manager.New(h.REST, manager.Options{
 		Scheme:                  scheme,
 		Cache:                   cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
 		Metrics:                 server.Options{BindAddress: "0"},
 		GracefulShutdownTimeout: &graceful,
+		LeaderElection:          true,
+
+		LeaderElectionResourceLockInterface: leader,
+		// The process ends with its leadership, so the next one need not wait for the lease to run out.
+		LeaderElectionReleaseOnCancel: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
+	h.openOverlay()
 	return h, nil
 }
 

@@ -31,7 +31,6 @@ type Config struct {
 	Namespace string
 	// Progress is told what is being waited for, in a few words; it may be nil.
 	Progress func(string)
-	Out      io.Writer
 }
 
 // poll is how often objects are looked at while waiting for them.
@@ -154,21 +153,18 @@ func (d *demo) waitForMachine(ctx context.Context, name string) (Machine, error)
 }
 
 // Print writes the result for people.
-func (r Result) Print(out io.Writer) error {
+func (r Result) Print(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "VIRTUAL MACHINE\tNODE\tADDRESSES")
 	for _, m := range r.Machines {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", m.Name, m.Node, strings.Join(m.IPs, ", "))
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
+	w.Flush()
 	fmt.Fprintln(out)
 	for _, p := range r.Pings {
 		fmt.Fprintf(out, "%s\n", p)
 	}
-	_, err := fmt.Fprintf(out, "%s\n", r.Service)
-	return err
+	fmt.Fprintf(out, "%s\n", r.Service)
 }
 
 // serviceIPs returns the cluster IPs of the example's Service.

@@ -118,6 +118,9 @@ func roles() []runtime.Object {
 	edit = append(edit, rbacv1.PolicyRule{APIGroups: []string{Group}, Resources: []string{"expand-vm-spec"}, Verbs: []string{"update"}})
 	view := append(verbRules(func(a access) bool { return a == forViewers }), objectRules("get", "list", "watch")...)
 	everyone := verbRules(func(a access) bool { return a == forEveryone })
+	for i := range everyone { // the API server takes a GET without a name for a list
+		everyone[i].Verbs = append(everyone[i].Verbs, "list")
+	}
 	migrate := append(verbRules(func(a access) bool { return a == forMigrators }), rbacv1.PolicyRule{
 		APIGroups: []string{"kubevirt.io"}, Resources: []string{"virtualmachineinstancemigrations"},
 		Verbs: everything,

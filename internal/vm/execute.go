@@ -54,6 +54,9 @@ func (e executor) run(ctx context.Context, d lifecycle.Decision) (lifecycle.Acti
 	return nil, nil
 }
 
+// longestNote is how long in bytes the API server lets an event's text be, less what it may cut a character by.
+const longestNote = 1020
+
 func (e executor) do(ctx context.Context, action lifecycle.Action, versions map[types.UID]string) error {
 	switch a := action.(type) {
 	case lifecycle.Create:
@@ -63,7 +66,7 @@ func (e executor) do(ctx context.Context, action lifecycle.Action, versions map[
 	case lifecycle.Delete:
 		return e.delete(ctx, a)
 	case lifecycle.Event:
-		e.events.Eventf(a.Object, nil, a.Type, a.Reason, a.Reason, "%s", a.Message)
+		e.events.Eventf(a.Object, nil, a.Type, a.Reason, a.Reason, "%s", a.Message[:min(len(a.Message), longestNote)])
 	}
 	return nil
 }

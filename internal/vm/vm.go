@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/admission"
 	"patchbay/internal/vm/lifecycle"
 )
 
@@ -23,8 +24,8 @@ import (
 type Config struct {
 	// LauncherImage is the image of the pods' compute container.
 	LauncherImage string
-	// Cluster returns the KubeVirt configuration in force; nil means that nothing is configured.
-	Cluster func() virtv1.KubeVirtConfiguration
+	// Cluster returns the KubeVirt object in force, or nil when there is none.
+	Cluster func() *virtv1.KubeVirt
 	// Workers is how many machines, and how many instances, are worked on at the same time; 0 means 8.
 	Workers int
 	// Now and Jitter replace the clock and the random numbers in [0,1) in tests.
@@ -45,7 +46,7 @@ const (
 
 func (c *Config) complete() {
 	if c.Cluster == nil {
-		c.Cluster = func() virtv1.KubeVirtConfiguration { return virtv1.KubeVirtConfiguration{} }
+		c.Cluster = func() *virtv1.KubeVirt { return nil }
 	}
 	if c.Workers == 0 {
 		c.Workers = defaultWorkers
@@ -59,7 +60,14 @@ func (c *Config) complete() {
 }
 
 func (c *Config) settings() lifecycle.Settings {
-	return lifecycle.SettingsFrom(c.LauncherImage, c.Cluster())
+	kv := c.Cluster()
+	var configuration virtv1.KubeVirtConfiguration
+	if kv != nil {
+		configuration = kv.Spec.Configuration
+	}
+	s := lifecycle.SettingsFrom(c.LauncherImage, configuration)
+	s.DefaultNetwork = admission.Defaulter{Policy: admission.PolicyFrom(kv)}.DefaultNetwork
+	return s
 }
 
 func (c *Config) options() controller.Options {

@@ -56,6 +56,21 @@ func Up(ctx context.Context, name string, nodes int, args ...string) (*Cluster, 
 	return c, c.connect(ctx)
 }
 
+// At returns a cluster that may be running, to take it down.
+func At(name string) (*Cluster, error) {
+	root, err := repository()
+	return &Cluster{Name: name, root: root}, err
+}
+
+// Dir is the cluster's directory.
+func (c *Cluster) Dir() string {
+	home := os.Getenv("PATCHBAY_HOME")
+	if home == "" {
+		home = "/var/lib/patchbay"
+	}
+	return filepath.Join(home, c.Name)
+}
+
 func (c *Cluster) connect(ctx context.Context) error {
 	kubeconfig, err := c.Patchbay(ctx, "kubeconfig", "--name", c.Name)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/ovn-kubernetes/libovsdb/model"
 	"github.com/ovn-kubernetes/libovsdb/ovsdb"
@@ -37,10 +38,7 @@ const kernelFamily = "ovs_datapath"
 // administrator's choice (external_ids:ovn-bridge-datapath-type) wins over what the kernel offers.
 func (c *Client) EnsureIntegrationBridge(ctx context.Context) (Datapath, error) {
 	if bridge := c.bridge(IntegrationBridge); bridge != nil {
-		if bridge.DatapathType == string(Userspace) {
-			return Userspace, nil
-		}
-		return Kernel, nil
+		return datapathOf(bridge), nil
 	}
 	root, err := c.root()
 	if err != nil {
@@ -50,7 +48,34 @@ func (c *Client) EnsureIntegrationBridge(ctx context.Context) (Datapath, error) 
 	if datapath != Userspace && datapath != Kernel {
 		datapath = offeredDatapath()
 	}
-	return datapath, c.addBridge(ctx, root, IntegrationBridge, datapath)
+	err = c.addBridge(ctx, root, IntegrationBridge, datapath)
+	if err == nil {
+		return datapath, nil
+	}
+	// ovn-controller makes the bridge too, and may have been quicker.
+	wait, cancel := context.WithTimeout(ctx, bridgeRace)
+	defer cancel()
+	for {
+		changed := c.Changed()
+		if bridge := c.bridge(IntegrationBridge); bridge != nil {
+			return datapathOf(bridge), nil
+		}
+		select {
+		case <-changed:
+		case <-wait.Done():
+			return "", err
+		}
+	}
+}
+
+// bridgeRace is how long somebody else's bridge may take to show up here.
+const bridgeRace = 2 * time.Second
+
+func datapathOf(b *vswitch.Bridge) Datapath {
+	if b.DatapathType == string(Userspace) {
+		return Userspace
+	}
+	return Kernel
 }
 
 func offeredDatapath() Datapath {
@@ -62,7 +87,7 @@ func offeredDatapath() Datapath {
 
 func (c *Client) addBridge(ctx context.Context, root *vswitch.OpenvSwitch, name string, datapath Datapath) error {
 	secure := vswitch.BridgeFailModeSecure
-	operations, err := c.db.Create(
+	operations, err := c.create(
 		&vswitch.Interface{UUID: "iface", Name: name, Type: "internal"},
 		&vswitch.Port{UUID: "port", Name: name, Interfaces: []string{"iface"}},
 		&vswitch.Bridge{UUID: "bridge", Name: name, Ports: []string{"port"}, DatapathType: string(datapath), FailMode: &secure},

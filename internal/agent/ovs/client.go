@@ -128,6 +128,19 @@ func (c *Client) Changed() <-chan struct{} {
 	return c.changed
 }
 
+// create makes the operations that insert rows of any tables.
+func (c *Client) create(rows ...model.Model) ([]ovsdb.Operation, error) {
+	var operations []ovsdb.Operation
+	for _, row := range rows {
+		insert, err := c.db.Create(row)
+		if err != nil {
+			return nil, err
+		}
+		operations = append(operations, insert...)
+	}
+	return operations, nil
+}
+
 func (c *Client) transact(ctx context.Context, what string, operations []ovsdb.Operation) error {
 	if len(operations) == 0 {
 		return nil

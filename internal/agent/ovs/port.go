@@ -96,7 +96,7 @@ func (c *Client) plugOperations(p Port) ([]ovsdb.Operation, error) {
 	}
 	// transient: ovs-ctl removes such ports at boot, when their devices are gone for good.
 	port := &vswitch.Port{UUID: "port", Name: p.Name, Interfaces: []string{"iface"}, OtherConfig: map[string]string{"transient": "true"}}
-	operations, err := c.db.Create(iface, port)
+	operations, err := c.create(iface, port)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package vmstate
 
 import (
+	"slices"
 	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
@@ -35,10 +36,14 @@ const (
 	Attach Action = "attach"
 	// PowerButton asks the guest to shut down.
 	PowerButton Action = "power button"
-	// Kill ends QEMU, or a launcher that has not started one.
+	// Kill ends QEMU at once.
 	Kill Action = "kill"
 	// Reset resets a guest that has shut down and lets it run: the second half of a soft reboot.
 	Reset Action = "reset"
+	// GiveUpReboot lets the guest's next shutdown be one.
+	GiveUpReboot Action = "give up reboot"
+	// SetLinks gives every NIC the link state that its interface asks for.
+	SetLinks Action = "set links"
 	// Release ends what this node serves to the guest: addresses, connections.
 	Release Action = "release"
 )
@@ -51,6 +56,8 @@ const (
 	pressAgain = 10 * time.Second
 	// killAgain repeats a kill that had no visible effect.
 	killAgain = 5 * time.Second
+	// rebootLimit is how long a guest that is to reboot may take to shut down.
+	rebootLimit = 5 * time.Minute
 	// lookAgain is how soon a launcher that cannot be reached is tried again: there is no event for it.
 	lookAgain = 250 * time.Millisecond
 )
@@ -78,8 +85,7 @@ func (s *step) run() {
 	case s.o.Failure != nil && s.o.Failure.Final:
 		s.fail(s.o.Failure.Message)
 	case s.o.Pod.over():
-		// The launcher ended and nobody saw how its QEMU did; the pod's exit status is the launcher's word on it.
-		s.finish(Ended{ExitCode: exitCode(s.o.Pod)})
+		s.finish(endOfPod(s.o.Pod))
 	case !s.endAsked().IsZero():
 		s.shutDown()
 	case s.o.Domain != nil:
@@ -87,13 +93,6 @@ func (s *step) run() {
 	default:
 		s.bringUp()
 	}
-}
-
-func exitCode(p Pod) int {
-	if p.Phase == "Failed" {
-		return 1
-	}
-	return 0
 }
 
 func (s *step) act(a Action)     { s.r.Actions = append(s.r.Actions, a) }
@@ -107,13 +106,11 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// cleanUp is after the end: a launcher that still waits would keep the pod.
+// cleanUp is after the end. A launcher that has started nothing is ended by its pod's deletion.
 func (s *step) cleanUp() {
-	if s.o.Launcher.Reachable && s.o.Launcher.State != protocol.Exited || s.o.Domain != nil {
+	if s.o.Domain != nil || s.o.Launcher.Reachable && s.o.Launcher.State == protocol.Running {
 		s.kill()
-		if s.o.Pod.Found && !s.o.Pod.over() {
-			return
-		}
+		return
 	}
 	s.act(Release)
 	s.r.Done = true
@@ -156,15 +153,41 @@ func (s *step) bringUp() {
 // attend keeps the status of a running guest.
 func (s *step) attend() {
 	d := s.o.Domain
-	if d.RunState == "shutdown" && d.Rebooting {
-		s.act(Reset)
-	}
+	s.reboot()
 	if s.o.VMI.Status.Phase != virtv1.Running {
 		s.setPhase(virtv1.Running)
 		s.tell(eventStarted)
 		s.describeStart()
 	}
 	s.describeDomain()
+	if slices.ContainsFunc(d.NICs, func(n NIC) bool { return n.LinkDown != WantsLinkDown(s.o.VMI, n.Name) }) {
+		s.act(SetLinks)
+	}
+}
+
+// WantsLinkDown says whether the interface of that name asks for a NIC without carrier.
+func WantsLinkDown(vmi *virtv1.VirtualMachineInstance, name string) bool {
+	return slices.ContainsFunc(vmi.Spec.Domain.Devices.Interfaces, func(i virtv1.Interface) bool {
+		return i.Name == name && i.State == virtv1.InterfaceStateLinkDown
+	})
+}
+
+// reboot carries on with a soft reboot. A guest that does not hear the power button keeps running; if it shuts down much later,
+// that is something else.
+func (s *step) reboot() {
+	d := s.o.Domain
+	if d.Rebooting.IsZero() {
+		return
+	}
+	deadline := d.Rebooting.Add(rebootLimit)
+	switch {
+	case d.RunState == "shutdown":
+		s.act(Reset)
+	case !s.o.Now.Before(deadline):
+		s.act(GiveUpReboot)
+	default:
+		s.wake(deadline)
+	}
 }
 
 // endAsked is when somebody asked for the guest's end; zero: nobody did.
@@ -194,7 +217,9 @@ func (s *step) shutDown() {
 			s.act(Release)
 			s.r.Done = true
 		}
-	case d == nil && (s.o.Launcher.State != protocol.Running || !s.o.Now.Before(deadline)):
+	case d == nil && s.o.Launcher.State != protocol.Running:
+		s.wake(s.o.Now.Add(lookAgain)) // the launcher ends with its pod
+	case d == nil && !s.o.Now.Before(deadline):
 		s.kill()
 	case d == nil:
 		if !s.o.Busy {

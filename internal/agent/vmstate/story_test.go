@@ -1,29 +1,24 @@
 package vmstate
 
 import (
-	"flag"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/golden"
 	"patchbay/internal/launcher/protocol"
 	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qga"
 	"patchbay/internal/qemu/qmp"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 var epoch = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
@@ -106,6 +101,12 @@ func TestStories(t *testing.T) {
 		"panic":       tell(ended(Ended{Reason: qmp.GuestPanic})),
 		"killed":      tell(ended(Ended{ExitCode: -9}), released),
 		"unseen end":  tell(scene{"the agent was away; the pod has ended well", released.change}),
+		"unseen kill": tell(scene{"the launcher saw QEMU die of a signal", func(o *Observed) {
+			o.Domain, o.Launcher, o.Pod.Phase, o.Pod.ExitCode = nil, Launcher{}, corev1.PodFailed, 128+9
+		}}),
+		"unseen cut off": tell(scene{"the launcher cut the guest off", func(o *Observed) {
+			o.Domain, o.Launcher, o.Pod.Phase, o.Pod.ExitCode = nil, Launcher{}, corev1.PodFailed, 143
+		}}),
 		"unseen crash": tell(scene{"the agent was away; the pod has failed", func(o *Observed) {
 			o.Domain, o.Launcher, o.Pod.Phase = nil, Launcher{}, corev1.PodFailed
 		}}),
@@ -120,8 +121,12 @@ func TestStories(t *testing.T) {
 		}}, running},
 		"pause":                tell(runState("paused"), runState("running"), runState("io-error"), runState("finish-migrate")),
 		"deleted while paused": tell(runState("paused"), deleted),
-		"soft reboot": tell(scene{"a soft reboot is asked for", func(o *Observed) { o.Domain.Rebooting = true }}, runState("shutdown"),
-			scene{"the guest was reset", func(o *Observed) { o.Domain.Rebooting, o.Domain.RunState = false, "running" }}),
+		"soft reboot": tell(scene{"a soft reboot is asked for", func(o *Observed) { o.Domain.Rebooting = o.Now }}, runState("shutdown"),
+			scene{"the guest was reset", func(o *Observed) { o.Domain.Rebooting, o.Domain.RunState = time.Time{}, "running" }}),
+		"link down": tell(scene{"the interface's link is to go down", func(o *Observed) {
+			o.VMI.Spec.Domain.Devices.Interfaces[0].State = virtv1.InterfaceStateLinkDown
+		}}, scene{"it is down", func(o *Observed) { o.Domain.NICs[0].LinkDown = true }}),
+		"deaf to a soft reboot": tell(scene{"a soft reboot is asked for", func(o *Observed) { o.Domain.Rebooting = o.Now }}, at(5*time.Minute)),
 		"network error": {podReady, starting, failure(Failure{Final: true, Message: "VM CIDR subnet is too small, at least 2 host addresses are required: 10.0.2.0/31"}),
 			{"the launcher still waits", func(o *Observed) { o.Failure = nil }}, released},
 		"try again": {podReady, failure(Failure{Message: "connect to launcher.sock", Retry: epoch.Add(time.Second)}), at(time.Second)},
@@ -138,7 +143,7 @@ func TestStories(t *testing.T) {
 	}
 	for name, scenes := range stories {
 		t.Run(name, func(t *testing.T) {
-			golden(t, filepath.Join("testdata", strings.ReplaceAll(name, " ", "-")+".txt"), play(scenes))
+			golden.Check(t, "txt", play(scenes))
 		})
 	}
 }
@@ -197,7 +202,7 @@ func conditions(s virtv1.VirtualMachineInstanceStatus) []string {
 func addressLines(s virtv1.VirtualMachineInstanceStatus) []string {
 	var all []string
 	for _, i := range s.Interfaces {
-		all = append(all, fmt.Sprintf("interface %q (%s in the pod, %q in the guest) %s %s from %s", i.Name, i.PodInterfaceName, i.InterfaceName, i.MAC, i.IPs, i.InfoSource))
+		all = append(all, fmt.Sprintf("interface %q (%s in the pod, %q in the guest) %s %s %s from %s", i.Name, i.PodInterfaceName, i.InterfaceName, i.LinkState, i.MAC, i.IPs, i.InfoSource))
 	}
 	return all
 }
@@ -216,23 +221,4 @@ func lines(before, after []string) string {
 		}
 	}
 	return b.String()
-}
-
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got); run with -update if the change is meant:\n%s", path, diff)
-	}
 }

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
+	"syscall"
 
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -20,6 +22,9 @@ type Config struct {
 	CA                    []byte // PEM
 	ClientCert, ClientKey []byte // PEM
 }
+
+// ContextName is the name of a cluster, its user and its context in kubeconfig files.
+func ContextName(cluster string) string { return "patchbay-" + cluster }
 
 // Marshal gives the file's content.
 func (c Config) Marshal() ([]byte, error) {
@@ -55,10 +60,14 @@ func Read(path string) (Config, error) {
 	}, nil
 }
 
-// UserFile is the file that kubectl reads: the first of $KUBECONFIG or ~/.kube/config.
+// UserFile is the file that the user's kubectl reads: the first of $KUBECONFIG, or .kube/config of the user who called sudo, or
+// of the caller.
 func UserFile() (string, error) {
 	if list := filepath.SplitList(os.Getenv("KUBECONFIG")); len(list) > 0 && list[0] != "" {
 		return list[0], nil
+	}
+	if caller, err := user.Lookup(os.Getenv("SUDO_USER")); err == nil {
+		return filepath.Join(caller.HomeDir, ".kube", "config"), nil
 	}
 	home, err := os.UserHomeDir()
 	if err != nil {
@@ -78,7 +87,7 @@ func Merge(path string, c Config) error {
 	file.AuthInfos[c.Name] = added.AuthInfos[c.Name]
 	file.Contexts[c.Name] = added.Contexts[c.Name]
 	file.CurrentContext = c.Name
-	return clientcmd.WriteToFile(*file, path)
+	return write(path, file)
 }
 
 // Remove takes the entries called name out of the file at path and tells whether there were any. A current context of that
@@ -97,7 +106,31 @@ func Remove(path, name string) (bool, error) {
 	if file.CurrentContext == name {
 		file.CurrentContext = ""
 	}
-	return true, clientcmd.WriteToFile(*file, path)
+	return true, write(path, file)
+}
+
+// write keeps the file, and the directories that have to be made for it, in the hands of the owner of the directory above.
+func write(path string, file *api.Config) error {
+	made := path
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(made); err == nil {
+			return clientcmd.WriteToFile(*file, path)
+		}
+		if info, err := os.Stat(dir); err == nil {
+			owner := info.Sys().(*syscall.Stat_t)
+			return errors.Join(clientcmd.WriteToFile(*file, path), chownTree(made, int(owner.Uid), int(owner.Gid)))
+		}
+		made = dir
+	}
+}
+
+func chownTree(root string, uid, gid int) error {
+	return filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, uid, gid)
+	})
 }
 
 func load(path string) (*api.Config, error) {

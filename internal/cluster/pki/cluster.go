@@ -189,7 +189,7 @@ func ensureKubeconfig(ca *Authority, cluster, file, server string, leaf Leaf) er
 		}
 		pair = issued
 	}
-	data, err := kubeconfig.Config{Name: "patchbay-" + cluster, Server: server, CA: ca.PEM(), ClientCert: pair.Cert, ClientKey: pair.Key}.Marshal()
+	data, err := kubeconfig.Config{Name: kubeconfig.ContextName(cluster), Server: server, CA: ca.PEM(), ClientCert: pair.Cert, ClientKey: pair.Key}.Marshal()
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -101,6 +102,16 @@ func runs(pid int, command []string) bool {
 	return bytes.Equal(data, []byte(strings.Join(command, "\x00")+"\x00"))
 }
 
+// RunsProgram tells whether a process executes the file that is now at path, and not an older version of it.
+func RunsProgram(pid int, path string) bool {
+	running, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return false
+	}
+	file, err := os.Stat(path)
+	return err == nil && os.SameFile(running, file)
+}
+
 // findByMark looks for a process that a supervisor started but was killed before it could write down: it has the unit's mark in its
 // environment and the unit's command line.
 func findByMark(mark string, command []string) (int, bool) {
@@ -163,6 +174,32 @@ func (h *handle) wait() string {
 		default:
 			return "ended (its exit code went to the process that started it)"
 		}
+	}
+}
+
+// Kill ends the process at once and waits until it has ended.
+func (p *Process) Kill(ctx context.Context) error {
+	h, err := openProcess(p)
+	if errors.Is(err, errZombie) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	if err := h.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		h.wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

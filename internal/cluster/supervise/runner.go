@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -16,16 +17,22 @@ type runner struct {
 	unit   Unit
 	after  []*runner // needed by this one
 	before []*runner // need this one
-	ready  gate
-	done   chan struct{} // closed when the runner has returned
-	state  State
+	// firstAfter are needed by the first start only.
+	firstAfter []*runner
+	ready      gate
+	done       chan struct{} // closed when the runner has returned
+	state      State
 }
 
 func newRunner(config Config, u Unit) *runner {
-	return &runner{
+	r := &runner{
 		config: config, unit: u, done: make(chan struct{}), ready: gate{opened: make(chan struct{})},
-		state: State{Name: u.Name, Node: u.Node, Command: u.Command, Log: LogPath(config.Logs, u.Name)},
+		state: State{Name: u.Name, Node: u.Node, Command: u.Command},
 	}
+	if !u.isStep() {
+		r.state.Log = LogPath(config.Logs, u.Name)
+	}
+	return r
 }
 
 // gate is open while a unit is ready.
@@ -111,7 +118,11 @@ func (r *runner) once(ctx context.Context) (message string, again bool) {
 }
 
 func (r *runner) waitForOthers(ctx context.Context) error {
-	for _, other := range r.after {
+	needed := r.after
+	if r.state.Process == nil {
+		needed = slices.Concat(needed, r.firstAfter)
+	}
+	for _, other := range needed {
 		r.set(Waiting, WaitsFor+other.unit.Name)
 		if err := other.ready.wait(ctx); err != nil {
 			return err
@@ -133,7 +144,7 @@ func (r *runner) step(ctx context.Context) (message string, again bool) {
 	return "", false
 }
 
-// adopt finds the process that an earlier supervisor started. One that was started with another command is stopped.
+// adopt finds the process that an earlier supervisor started. One that runs another command or an older version is stopped.
 func (r *runner) adopt() (*handle, error) {
 	if r.unit.isStep() {
 		return nil, nil
@@ -157,8 +168,8 @@ func (r *runner) adopt() (*handle, error) {
 	if err != nil {
 		return nil, nil // it ended in the meantime
 	}
-	if !runs(found.PID, r.unit.Command) {
-		r.config.Log.Info("unit runs with another command; it is started anew", "unit", r.unit.Name, "pid", found.PID)
+	if !runs(found.PID, r.unit.Command) || !RunsProgram(found.PID, r.unit.Command[0]) {
+		r.config.Log.Info("unit runs another command or version; it is started anew", "unit", r.unit.Name, "pid", found.PID)
 		return nil, r.stop(process, r.watch(process))
 	}
 	r.state.Process, r.state.Adopted = found, true
@@ -316,7 +327,7 @@ func (r *runner) set(phase Phase, message string) {
 }
 
 func (r *runner) save() {
-	if err := writeState(r.config.Run, r.state); err != nil {
+	if err := WriteState(r.config.Run, r.state); err != nil {
 		r.config.Log.Error("cannot write down the state", "unit", r.unit.Name, "error", err)
 	}
 }

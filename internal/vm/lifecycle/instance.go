@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"strconv"
@@ -19,9 +18,6 @@ import (
 
 // firmwareSpace is the UUID namespace of machines that were made without a firmware UUID: their names in it are theirs for good.
 var firmwareSpace = uuid.MustParse("6a1a24a1-4061-4607-8bf4-a3963d0c5895")
-
-// defaultNetworkName names the network and the interface that a machine without any gets.
-const defaultNetworkName = "default"
 
 // RevisionName is the name of the controller revision that keeps the specification a machine was started with.
 func RevisionName(vm types.UID, generation int64) string {
@@ -85,30 +81,7 @@ func newInstance(settings Settings, vm *virtv1.VirtualMachine, paused bool) (*vi
 	if paused {
 		vmi.Spec.StartStrategy = new(virtv1.StartStrategyPaused)
 	}
-	return vmi, addDefaultNetwork(settings, &vmi.Spec)
-}
-
-// addDefaultNetwork connects a machine that names no network to the pod network.
-func addDefaultNetwork(settings Settings, spec *virtv1.VirtualMachineInstanceSpec) error {
-	devices := &spec.Domain.Devices
-	if len(spec.Networks) > 0 || len(devices.Interfaces) > 0 || (devices.AutoattachPodInterface != nil && !*devices.AutoattachPodInterface) {
-		return nil
-	}
-	nic := virtv1.Interface{Name: defaultNetworkName}
-	switch settings.DefaultBinding {
-	case virtv1.MasqueradeInterface:
-		nic.Masquerade = &virtv1.InterfaceMasquerade{}
-	case virtv1.BridgeInterface:
-		if !settings.PermitBridge {
-			return errors.New("bridge interface is not enabled in kubevirt-config")
-		}
-		nic.Bridge = &virtv1.InterfaceBridge{}
-	default:
-		return fmt.Errorf("%s interface is deprecated as of v1.3", settings.DefaultBinding)
-	}
-	devices.Interfaces = []virtv1.Interface{nic}
-	spec.Networks = []virtv1.Network{*virtv1.DefaultPodNetwork()}
-	return nil
+	return vmi, settings.defaultNetwork(&vmi.Spec)
 }
 
 // addFirmwareUUID gives a machine that was made without one the UUID that it has always had in its guest's eyes.

@@ -4,6 +4,7 @@
 package lifecycle
 
 import (
+	"maps"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -66,10 +67,8 @@ type Decision struct {
 // Settings are what an administrator chose.
 type Settings struct {
 	Launcher launcherpod.Cluster
-	// DefaultBinding is the binding of the interface that a machine without any gets.
-	DefaultBinding virtv1.NetworkInterfaceType
-	// PermitBridge allows the bridge binding for it.
-	PermitBridge bool
+	// DefaultNetwork connects a machine that names no network, as admission does; nil leaves it to admission.
+	DefaultNetwork func(*virtv1.VirtualMachineInstanceSpec) error
 	// LiveUpdate lets changes of placement reach a running machine's instance, where its next migration heeds them.
 	LiveUpdate bool
 }
@@ -82,27 +81,22 @@ func SettingsFrom(launcherImage string, c virtv1.KubeVirtConfiguration) Settings
 			// The bindings that the agent knows by itself need no registration.
 			Plugins: map[string]virtv1.InterfaceBindingPlugin{"l2bridge": {}, "passt": {}},
 		},
-		DefaultBinding: virtv1.MasqueradeInterface,
-		PermitBridge:   true,
-		LiveUpdate:     c.VMRolloutStrategy == nil || *c.VMRolloutStrategy == virtv1.VMRolloutStrategyLiveUpdate,
+		LiveUpdate: c.VMRolloutStrategy == nil || *c.VMRolloutStrategy == virtv1.VMRolloutStrategyLiveUpdate,
 	}
 	if d := c.DeveloperConfiguration; d != nil {
 		s.Launcher.CPUAllocationRatio = d.CPUAllocationRatio
 	}
-	n := c.NetworkConfiguration
-	if n == nil {
-		return s
-	}
-	if n.NetworkInterface != "" {
-		s.DefaultBinding = virtv1.NetworkInterfaceType(n.NetworkInterface)
-	}
-	if p := n.PermitBridgeInterfaceOnPodNetwork; p != nil {
-		s.PermitBridge = *p
-	}
-	for name, plugin := range n.Binding {
-		s.Launcher.Plugins[name] = plugin
+	if n := c.NetworkConfiguration; n != nil {
+		maps.Copy(s.Launcher.Plugins, n.Binding)
 	}
 	return s
+}
+
+func (s Settings) defaultNetwork(spec *virtv1.VirtualMachineInstanceSpec) error {
+	if s.DefaultNetwork == nil {
+		return nil
+	}
+	return s.DefaultNetwork(spec)
 }
 
 // sooner is the earlier of two waits, where 0 means no wait at all.

@@ -45,6 +45,21 @@ func startsPaused(requests []stateChange) bool {
 	return hasStart(requests) && requests[0].Data[virtv1.StartRequestDataPausedKey] == virtv1.StartRequestDataPausedTrue
 }
 
+// byController marks the start that the controller itself asks for, after a failure.
+const byController = "afterFailure"
+
+func ownStart() stateChange {
+	return stateChange{Action: virtv1.StartRequest, Data: map[string]string{byController: "true"}}
+}
+
+// forgiveFailures lets a machine start at once that a user asks to start or stop.
+func (s *vmStep) forgiveFailures() {
+	requests := s.vm.Status.StateChangeRequests
+	if len(requests) > 0 && requests[0].Data[byController] == "" {
+		s.vm.Status.StartFailure = nil
+	}
+}
+
 // Back-off of machines that end before they run.
 const (
 	maxBackOff  = 300 * time.Second

@@ -18,6 +18,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/vm/launcherpod"
 )
 
 var update = flag.Bool("update", false, "write what the stories say now")
@@ -134,6 +136,11 @@ func (w *world) happen(args []string) error {
 		var err error
 		w.jitter, err = strconv.ParseFloat(args[0], 64)
 		return err
+	case "grace":
+		seconds, err := strconv.ParseInt(args[0], 10, 64)
+		w.vmi.Spec.TerminationGracePeriodSeconds = &seconds
+		w.touch(w.vmi)
+		return err
 	case "wait":
 		d, err := time.ParseDuration(args[0])
 		w.now = w.now.Add(d)
@@ -202,7 +209,11 @@ func (w *world) edit(spec string) error {
 func (w *world) request(args []string) error {
 	var list []stateChange
 	if args[0] != "start" {
-		list = append(list, stateChange{Action: virtv1.StopRequest, UID: &w.vmi.UID})
+		stop := stateChange{Action: virtv1.StopRequest}
+		if w.vmi != nil {
+			stop.UID = &w.vmi.UID
+		}
+		list = append(list, stop)
 	}
 	if args[0] != "stop" {
 		start := stateChange{Action: virtv1.StartRequest}
@@ -211,7 +222,7 @@ func (w *world) request(args []string) error {
 		}
 		list = append(list, start)
 	}
-	w.vm.Status.StateChangeRequests, w.vm.Status.StartFailure = list, nil
+	w.vm.Status.StateChangeRequests = list
 	w.touch(w.vm)
 	return nil
 }
@@ -298,13 +309,31 @@ func (w *world) agent(args []string) error {
 	case "migratable":
 		setVMICondition(w.vmi, now, virtv1.VirtualMachineInstanceCondition{Type: virtv1.VirtualMachineInstanceIsMigratable, Status: corev1.ConditionTrue})
 	case "migrating":
-		w.vmi.Status.MigrationState = &virtv1.VirtualMachineInstanceMigrationState{TargetPod: args[1]}
+		w.vmi.Status.MigrationState = &virtv1.VirtualMachineInstanceMigrationState{TargetPod: w.addTarget().Name}
+	case "migrated":
+		w.vmi.Status.MigrationState.Completed = true
+		w.vmi.Status.NodeName, w.vmi.Labels[virtv1.NodeNameLabel] = args[1], args[1]
 	default:
 		phase := virtv1.VirtualMachineInstancePhase(strings.ToUpper(args[0][:1]) + args[0][1:])
 		w.vmi.Status.Phase = phase
 	}
 	w.touch(w.vmi)
 	return nil
+}
+
+// addTarget makes the pod that a migration moves the guest to, running on node-2.
+func (w *world) addTarget() *corev1.Pod {
+	pod, err := launcherpod.Build(launcherpod.Request{
+		Cluster: w.settings.Launcher, VMI: w.vmi, Migration: &launcherpod.Migration{Name: "job", UID: "job-uid"},
+	})
+	if err != nil {
+		panic(err)
+	}
+	w.born(pod, "pod")
+	pod.CreationTimestamp = metav1.NewTime(w.now.Add(time.Second))
+	pod.Spec.NodeName, pod.Status.Phase = "node-2", corev1.PodRunning
+	w.pods = append([]*corev1.Pod{pod}, w.pods...) // events about "the pod" stay with the source
+	return pod
 }
 
 func (w *world) claim(args []string) error {

@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -162,41 +161,6 @@ func TestCurrentPod(t *testing.T) {
 			vmi.Status.NodeName = c.node
 			if got := currentPod(vmi, c.pods); got != c.want {
 				t.Errorf("current pod %v, want %v", got, c.want)
-			}
-		})
-	}
-}
-
-func TestAddDefaultNetwork(t *testing.T) {
-	pod := []virtv1.Network{*virtv1.DefaultPodNetwork()}
-	for name, c := range map[string]struct {
-		binding virtv1.NetworkInterfaceType
-		permit  bool
-		spec    virtv1.VirtualMachineInstanceSpec
-		want    []virtv1.Interface
-		nets    []virtv1.Network
-		err     string
-	}{
-		"masquerade": {binding: virtv1.MasqueradeInterface, nets: pod,
-			want: []virtv1.Interface{{Name: "default", InterfaceBindingMethod: virtv1.InterfaceBindingMethod{Masquerade: &virtv1.InterfaceMasquerade{}}}}},
-		"bridge": {binding: virtv1.BridgeInterface, permit: true, nets: pod,
-			want: []virtv1.Interface{{Name: "default", InterfaceBindingMethod: virtv1.InterfaceBindingMethod{Bridge: &virtv1.InterfaceBridge{}}}}},
-		"bridge forbidden": {binding: virtv1.BridgeInterface, err: "bridge interface is not enabled in kubevirt-config"},
-		"slirp":            {binding: "slirp", err: "slirp interface is deprecated as of v1.3"},
-		"not wanted": {binding: virtv1.MasqueradeInterface,
-			spec: virtv1.VirtualMachineInstanceSpec{Domain: virtv1.DomainSpec{Devices: virtv1.Devices{AutoattachPodInterface: new(false)}}}},
-		"networks are named": {binding: virtv1.MasqueradeInterface, spec: virtv1.VirtualMachineInstanceSpec{Networks: pod}, nets: pod},
-	} {
-		t.Run(name, func(t *testing.T) {
-			err := addDefaultNetwork(Settings{DefaultBinding: c.binding, PermitBridge: c.permit}, &c.spec)
-			if (err == nil) != (c.err == "") || (err != nil && err.Error() != c.err) {
-				t.Fatalf("error %v, want %q", err, c.err)
-			}
-			if diff := cmp.Diff(c.want, c.spec.Domain.Devices.Interfaces); diff != "" {
-				t.Errorf("interfaces:\n%s", diff)
-			}
-			if diff := cmp.Diff(c.nets, c.spec.Networks); diff != "" {
-				t.Errorf("networks:\n%s", diff)
 			}
 		})
 	}

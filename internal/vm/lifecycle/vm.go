@@ -53,6 +53,7 @@ func StepVM(v VMView) Decision {
 	if s.prepare() {
 		return s.decision()
 	}
+	s.forgiveFailures()
 	s.vm.Status.StateChangeRequests = pendingRequests(s.vm.Status.StateChangeRequests, s.vmi)
 	s.countFailure()
 	if err := s.followStrategy(); err != nil {
@@ -258,7 +259,7 @@ func (s *vmStep) wantsStop(strategy virtv1.VirtualMachineRunStrategy) bool {
 	}
 	if strategy == virtv1.RunStrategyRerunOnFailure && s.vmi.Status.Phase == virtv1.Failed && !hasStart(requests) {
 		// The instance is all that says "failed": before it goes, the machine itself says that it is to be started again.
-		s.vm.Status.StateChangeRequests = append(requests, virtv1.VirtualMachineStateChangeRequest{Action: virtv1.StartRequest})
+		s.vm.Status.StateChangeRequests = append(requests, ownStart())
 	}
 	return strategy == virtv1.RunStrategyAlways || hasStart(s.vm.Status.StateChangeRequests)
 }

@@ -1,0 +1,246 @@
+package vmdriver
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/agent/vmstate"
+	"patchbay/internal/launcher/client"
+	"patchbay/internal/qemu/qga"
+	"patchbay/internal/qemu/qmp"
+)
+
+// domain is a QEMU that this process is attached to.
+type domain struct {
+	monitor qmp.Machine
+	dir     *client.RunDir
+	cards   cards
+	agent   *qga.Client
+	log     *slog.Logger
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	changed func()
+	poke    chan struct{} // holds a token when the guest's addresses may have changed
+
+	mu       sync.Mutex
+	state    vmstate.Domain
+	shutdown qmp.ShutdownReason
+}
+
+// run starts what accompanies the guest; changed is called after every change of what describe returns.
+func (d *domain) run(changed func()) {
+	d.changed = changed
+	for _, c := range d.cards {
+		if c.Serve != nil {
+			d.running.Go(func() { c.Serve(d.ctx) })
+		}
+	}
+	d.running.Go(d.followEvents)
+	changed()
+}
+
+// close ends what run has started. The guest runs on.
+func (d *domain) close() {
+	d.cancel()
+	d.monitor.Close()
+	d.agent.Close()
+	d.running.Wait()
+	d.cards.discard()
+	d.dir.Close()
+}
+
+func (d *domain) lost() bool {
+	select {
+	case <-d.monitor.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+func (d *domain) shutdownReason() qmp.ShutdownReason {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.shutdown
+}
+
+// describe is a copy that the caller may keep.
+func (d *domain) describe() *vmstate.Domain {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	state := d.state
+	return &state
+}
+
+// update changes the state and says so.
+func (d *domain) update(change func(*vmstate.Domain)) {
+	d.mu.Lock()
+	change(&d.state)
+	d.mu.Unlock()
+	d.changed()
+}
+
+func (d *domain) pressPowerButton(ctx context.Context) error {
+	d.update(func(s *vmstate.Domain) { s.PowerButton = now() })
+	return d.monitor.Powerdown(ctx)
+}
+
+func (d *domain) markKilled() {
+	d.update(func(s *vmstate.Domain) { s.Killed = now() })
+}
+
+// followEvents keeps the state true until the monitor ends.
+func (d *domain) followEvents() {
+	defer d.changed()
+	events := d.monitor.Subscribe()
+	defer events.Close()
+	agent := newGuestWatch(d)
+	defer agent.stop()
+	d.lookAround(agent)
+	for {
+		event, err := events.Next(d.ctx)
+		if err != nil {
+			return
+		}
+		d.follow(event, agent)
+	}
+}
+
+// lookAround catches up with what happened before the first event.
+func (d *domain) lookAround(agent *guestWatch) {
+	ctx, cancel := context.WithTimeout(d.ctx, actLimit)
+	defer cancel()
+	d.refreshRunState(ctx)
+	if open, err := d.monitor.AgentOpen(ctx, agentChardev); err == nil && open {
+		agent.start()
+	}
+	d.listenToFilters(ctx)
+	d.restoreLinks(ctx)
+}
+
+func (d *domain) follow(event qmp.Event, agent *guestWatch) {
+	ctx, cancel := context.WithTimeout(d.ctx, actLimit)
+	defer cancel()
+	switch event.Name {
+	case qmp.EventShutdown:
+		var data qmp.ShutdownData
+		if event.Decode(&data) == nil {
+			d.noteShutdown(data.Reason)
+		}
+	case qmp.EventStop, qmp.EventResume, qmp.EventReset, qmp.EventGuestPanicked:
+		d.refreshRunState(ctx)
+	case qmp.EventPortChanged:
+		var data qmp.PortData
+		if event.Decode(&data) == nil && data.ID == agentPort {
+			if data.Open {
+				agent.start()
+			} else {
+				agent.stop()
+			}
+		}
+	case qmp.EventRxFilter:
+		d.listenToFilters(ctx)
+		select {
+		case d.poke <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// noteShutdown remembers why QEMU is about to end. A guest that shuts down in order to be reset does not end it.
+func (d *domain) noteShutdown(reason qmp.ShutdownReason) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state.Rebooting.IsZero() {
+		d.shutdown = reason
+	}
+}
+
+func (d *domain) refreshRunState(ctx context.Context) {
+	status, err := d.monitor.Status(ctx)
+	if err != nil {
+		return // the monitor is ending, which is noticed
+	}
+	d.update(func(s *vmstate.Domain) { s.RunState = status.State })
+}
+
+// listenToFilters asks for the receive filter of every NIC: QEMU reports the next change only then. A guest changes it when it
+// gets an address, which is when its agent has news.
+func (d *domain) listenToFilters(ctx context.Context) {
+	for _, c := range d.cards {
+		_, _ = d.monitor.RxFilter(ctx, nicDevice(c.Interface.Name)) // not every model has one
+	}
+}
+
+// setLinks gives every NIC the link state that its interface asks for.
+func (d *domain) setLinks(ctx context.Context, vmi *virtv1.VirtualMachineInstance) error {
+	for n, nic := range d.describe().NICs {
+		down := vmstate.WantsLinkDown(vmi, nic.Name)
+		if down == nic.LinkDown {
+			continue
+		}
+		if err := d.monitor.SetLink(ctx, nicDevice(nic.Name), !down); err != nil {
+			return err
+		}
+		d.update(func(s *vmstate.Domain) {
+			s.NICs = slices.Clone(s.NICs) // describe has handed out the old slice
+			s.NICs[n].LinkDown = down
+		})
+	}
+	return nil
+}
+
+// restoreLinks makes true what the state says of links: an earlier agent may have missed a change.
+func (d *domain) restoreLinks(ctx context.Context) {
+	for _, nic := range d.describe().NICs {
+		if err := d.monitor.SetLink(ctx, nicDevice(nic.Name), !nic.LinkDown); err != nil {
+			d.log.Warn("cannot set the link of a network card", "interface", nic.Name, "error", err)
+		}
+	}
+}
+
+// softReboot has the guest shut down and then resets it, or asks its agent to reboot.
+func (d *domain) softReboot(ctx context.Context) error {
+	if d.describe().Guest != nil {
+		if err := d.agent.Shutdown(ctx, qga.Reboot); err == nil {
+			return nil
+		}
+	}
+	if err := d.onShutdown(ctx, "pause"); err != nil {
+		return err
+	}
+	d.update(func(s *vmstate.Domain) { s.Rebooting = now() })
+	return d.monitor.Powerdown(ctx)
+}
+
+// finishReboot resets a guest that has shut down for a soft reboot.
+func (d *domain) finishReboot(ctx context.Context) error {
+	if err := d.monitor.Reset(ctx); err != nil {
+		return err
+	}
+	if err := d.giveUpReboot(ctx); err != nil {
+		return err
+	}
+	return d.monitor.Resume(ctx)
+}
+
+// giveUpReboot lets the guest's next shutdown be one.
+func (d *domain) giveUpReboot(ctx context.Context) error {
+	if err := d.onShutdown(ctx, "poweroff"); err != nil {
+		return err
+	}
+	d.update(func(s *vmstate.Domain) { s.Rebooting = time.Time{} })
+	return nil
+}
+
+// onShutdown sets what QEMU does when the guest shuts down: poweroff or pause.
+func (d *domain) onShutdown(ctx context.Context, action string) error {
+	return d.monitor.Execute(ctx, qmp.Command{Name: "set-action", Args: map[string]any{"shutdown": action}}, nil)
+}

@@ -1,0 +1,181 @@
+package vmdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"patchbay/internal/agent/guestnet"
+	"patchbay/internal/agent/masquerade"
+	"patchbay/internal/agent/netns"
+)
+
+// Masquerade wires NICs with the masquerade binding.
+type Masquerade struct {
+	applier *masquerade.Applier
+	log     *slog.Logger
+}
+
+// NewMasquerade checks that the node can do what the binding needs.
+func NewMasquerade(log *slog.Logger) (*Masquerade, error) {
+	applier, err := masquerade.NewApplier()
+	if err != nil {
+		return nil, err
+	}
+	return &Masquerade{applier: applier, log: log}, nil
+}
+
+// istioInject asks for a sidecar when its value is true in any spelling.
+const istioInject = "sidecar.istio.io/inject"
+
+// Open implements Wirer.
+func (w *Masquerade) Open(ctx context.Context, nic NIC) (*Wired, error) {
+	plan, err := planMasquerade(nic)
+	if err != nil {
+		return nil, err
+	}
+	files, err := w.applier.Open(ctx, nic.Pod.Netns, plan)
+	if errors.Is(err, masquerade.ErrBusy) {
+		return nil, NotYet(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	wired, err := w.serve(nic, plan)
+	if err != nil {
+		masquerade.CloseAll(files)
+		return nil, err
+	}
+	wired.Files = files
+	return wired, nil
+}
+
+// Refresh implements Wirer.
+func (w *Masquerade) Refresh(ctx context.Context, nic NIC) (*Wired, error) {
+	plan, err := planMasquerade(nic)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.applier.Refresh(ctx, nic.Pod.Netns, plan); err != nil {
+		return nil, err
+	}
+	return w.serve(nic, plan)
+}
+
+func planMasquerade(nic NIC) (masquerade.Plan, error) {
+	if nic.Network.Pod == nil {
+		return masquerade.Plan{}, fmt.Errorf("interface %q: masquerade joins the pod network only; use bridge on other networks", nic.Interface.Name)
+	}
+	if len(nic.Pod.Interfaces) == 0 {
+		return masquerade.Plan{}, fmt.Errorf("pod %s/%s has no network interface to masquerade behind", nic.Pod.Namespace, nic.Pod.Name)
+	}
+	return masquerade.NewPlan(masquerade.Request{
+		Uplink:    nic.Pod.Interfaces[0],
+		Interface: nic.Interface,
+		Network:   nic.Network.Pod,
+		Mesh:      strings.EqualFold(nic.VMI.Annotations[istioInject], "true"),
+		Queues:    nic.Queues,
+	})
+}
+
+// serve opens the servers that tell the guest its addresses.
+func (w *Masquerade) serve(nic NIC, plan masquerade.Plan) (*Wired, error) {
+	config, err := addressesOf(nic, plan)
+	if err != nil {
+		return nil, err
+	}
+	server, err := guestnet.Listen(nic.Pod.Netns, config)
+	if err != nil {
+		return nil, err
+	}
+	return &Wired{
+		MAC: nic.MAC, MTU: plan.MTU, Offloads: true,
+		IPs:          masquerade.PodIPs(nic.Pod.Interfaces[0]),
+		PodInterface: plan.Uplink,
+		Serve:        func(ctx context.Context) { w.keepServing(ctx, server, nic.Pod.Netns, config) },
+		Dial: func(ctx context.Context, network string, port uint16) (net.Conn, error) {
+			return dialInside(ctx, nic.Pod.Netns, network, plan, port)
+		},
+		Close: server.Close,
+	}, nil
+}
+
+// addressesOf is what the guest is told.
+func addressesOf(nic NIC, plan masquerade.Plan) (guestnet.Config, error) {
+	options, err := guestnet.NewOptions(nic.Interface.DHCPOptions)
+	if err != nil {
+		return guestnet.Config{}, fmt.Errorf("interface %q: %w", nic.Interface.Name, err)
+	}
+	c := guestnet.Config{Device: plan.Device, MTU: plan.MTU, Hostname: nic.Hostname, DNS: nic.DNS}
+	if p := plan.V4; p != nil {
+		gateway := p.Gateway.Addr()
+		c.V4 = &guestnet.V4{Server: gateway, Guest: netip.PrefixFrom(p.Guest, p.Gateway.Bits()), Router: gateway, Options: options}
+	}
+	if p := plan.V6; p != nil {
+		c.V6 = &guestnet.V6{Guest: p.Guest, Prefix: p.Gateway, MAC: masquerade.GatewayMAC}
+	}
+	return c, nil
+}
+
+// serveAgain is how long after a failure the servers are opened again.
+const serveAgain = time.Second
+
+func (w *Masquerade) keepServing(ctx context.Context, server *guestnet.Server, path string, config guestnet.Config) {
+	for {
+		err := server.Serve(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		w.log.Warn("the guest is not told its addresses; trying again", "netns", path, "error", err)
+		for server = nil; server == nil; {
+			timer := time.NewTimer(serveAgain)
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			case <-timer.C:
+			}
+			if !netns.Exists(path) {
+				return // the pod is gone; its guest will be found to be, too
+			}
+			server, _ = guestnet.Listen(path, config)
+		}
+	}
+}
+
+// dialInside connects to the guest from its pod, by its inner address: that is not bound to the list of ports, whose purpose is
+// to close the guest to the pod network.
+func dialInside(ctx context.Context, path, network string, plan masquerade.Plan, port uint16) (net.Conn, error) {
+	var errs []error
+	for _, pair := range plan.Pairs() {
+		var conn net.Conn
+		err := netns.Do(path, func() (err error) {
+			// No second attempt in parallel: it would run on a thread outside the namespace.
+			dialer := net.Dialer{FallbackDelay: -1, Timeout: dialLimit}
+			conn, err = dialer.DialContext(ctx, network, netip.AddrPortFrom(pair.Guest, port).String())
+			return err
+		})
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+		if !isSilence(err) {
+			break // the guest has answered, and says no
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+func isSilence(err error) bool {
+	var network net.Error
+	return errors.As(err, &network) && network.Timeout() || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
+}
+
+// dialLimit is how long a guest may take to answer on one family.
+const dialLimit = 5 * time.Second

@@ -1,0 +1,225 @@
+package vmdriver
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/agent/guestnet"
+	"patchbay/internal/agent/podnet"
+	"patchbay/internal/agent/vmstate"
+	"patchbay/internal/qemu"
+)
+
+// Names of bindings, for Config.Wirers. A binding plugin has its own name.
+const (
+	BindingMasquerade = "masquerade"
+	BindingBridge     = "bridge"
+	BindingSRIOV      = "sriov"
+	BindingPasst      = "passt"
+)
+
+// Wirer joins NICs of one binding to their networks.
+type Wirer interface {
+	// Open makes the NIC's tap, for a guest that does not run; what is left of an earlier attempt is replaced. Its error is
+	// final, unless it is wrapped by NotYet.
+	Open(context.Context, NIC) (*Wired, error)
+	// Refresh brings up to date what surrounds the tap of a running guest, which must not notice.
+	Refresh(context.Context, NIC) (*Wired, error)
+}
+
+// NIC is a network card to join to a network.
+type NIC struct {
+	VMI       *virtv1.VirtualMachineInstance
+	Interface virtv1.Interface
+	Network   virtv1.Network
+	Pod       podnet.Pod
+	MAC       net.HardwareAddr // of the guest, where the network has no wish
+	Queues    int
+	Hostname  string
+	DNS       guestnet.DNS // the pod's
+}
+
+// Wired is a joined network card.
+type Wired struct {
+	Files    []*os.File // the tap, one per queue; nil after Refresh
+	MAC      net.HardwareAddr
+	MTU      int
+	Offloads bool // the other side of the tap takes partial checksums and large segments
+	// IPs are what the network gave, in the order of the cluster's families.
+	IPs          []netip.Addr
+	PodInterface string
+	// Serve does what the guest needs while it runs, until the context ends; nil: nothing.
+	Serve func(context.Context)
+	// Dial connects to a port of the guest from the pod; nil: the pod has no way to it.
+	Dial func(ctx context.Context, network string, port uint16) (net.Conn, error)
+	// Close frees what Serve would have used, if it is never called; nil: nothing.
+	Close func()
+}
+
+// NotYet says that a network is not ready: the start is tried again later.
+func NotYet(err error) error { return &notYet{err} }
+
+type notYet struct{ error }
+
+func (n *notYet) Unwrap() error { return n.error }
+
+// discard gives back what a wired NIC holds.
+func (w *Wired) discard() {
+	w.closeFiles()
+	if w.Close != nil {
+		w.Close()
+	}
+}
+
+func (w *Wired) closeFiles() {
+	for _, f := range w.Files {
+		f.Close()
+	}
+	w.Files = nil
+}
+
+func bindingOf(i virtv1.Interface) string {
+	switch {
+	case i.Binding != nil:
+		return i.Binding.Name
+	case i.Masquerade != nil:
+		return BindingMasquerade
+	case i.SRIOV != nil:
+		return BindingSRIOV
+	case i.PasstBinding != nil:
+		return BindingPasst
+	default:
+		return BindingBridge
+	}
+}
+
+// guestMAC is the MAC address of a NIC that asks for none. It follows from the instance's UID, so that it is the same for a new
+// agent and after a migration.
+func guestMAC(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface) (net.HardwareAddr, error) {
+	if i.MacAddress != "" {
+		mac, err := net.ParseMAC(i.MacAddress)
+		if err != nil {
+			return nil, fmt.Errorf("interface %q: %q is not a MAC address; write it as 02:00:00:ab:cd:ef", i.Name, i.MacAddress)
+		}
+		return mac, nil
+	}
+	sum := sha256.Sum256([]byte(string(vmi.UID) + "/" + i.Name))
+	return net.HardwareAddr{0x52, 0x54, 0x00, sum[0], sum[1], sum[2]}, nil
+}
+
+// queuesOf is how many queues a NIC gets: one per virtual CPU if the guest asked for it and its device can.
+func queuesOf(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface) int {
+	wanted := vmi.Spec.Domain.Devices.NetworkInterfaceMultiQueue
+	if wanted == nil || !*wanted || i.Model != "" && i.Model != virtv1.VirtIO {
+		return 1
+	}
+	return min(vcpus(vmi), maxQueues)
+}
+
+const maxQueues = 256
+
+// vcpus counts as package qemu does.
+func vcpus(vmi *virtv1.VirtualMachineInstance) int {
+	if c := vmi.Spec.Domain.CPU; c != nil && (c.Sockets != 0 || c.Cores != 0 || c.Threads != 0) {
+		return int(max(c.Sockets, 1) * max(c.Cores, 1) * max(c.Threads, 1))
+	}
+	resources := vmi.Spec.Domain.Resources
+	return int(max(1, cmp.Or(resources.Requests.Cpu().Value(), resources.Limits.Cpu().Value())))
+}
+
+// cards are the machine's network cards with their wiring, in the order of its specification.
+type cards []card
+
+type card struct {
+	NIC
+	*Wired
+}
+
+// wire is Wirer.Open or Wirer.Refresh.
+type wire func(Wirer, context.Context, NIC) (*Wired, error)
+
+// join joins every NIC that is not absent.
+func (d *Driver) join(ctx context.Context, vmi *virtv1.VirtualMachineInstance, pod podnet.Pod, dns guestnet.DNS, how wire) (all cards, err error) {
+	defer func() {
+		if err != nil {
+			all.discard()
+			all = nil
+		}
+	}()
+	for _, i := range vmi.Spec.Domain.Devices.Interfaces {
+		if i.State == virtv1.InterfaceStateAbsent {
+			continue
+		}
+		nic, err := newNIC(vmi, i, pod, dns)
+		if err != nil {
+			return all, final(err)
+		}
+		wirer := d.Wirers[bindingOf(i)]
+		if wirer == nil {
+			return all, final(fmt.Errorf("interface %q: this node cannot wire the binding %q; use masquerade on the pod network or bridge on another", i.Name, bindingOf(i)))
+		}
+		wired, err := how(wirer, ctx, nic)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, card{NIC: nic, Wired: wired})
+	}
+	return all, nil
+}
+
+func newNIC(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface, pod podnet.Pod, dns guestnet.DNS) (NIC, error) {
+	n := slices.IndexFunc(vmi.Spec.Networks, func(n virtv1.Network) bool { return n.Name == i.Name })
+	if n < 0 {
+		return NIC{}, fmt.Errorf("interface %q has no network of its name; add one to spec.networks", i.Name)
+	}
+	mac, err := guestMAC(vmi, i)
+	if err != nil {
+		return NIC{}, err
+	}
+	return NIC{
+		VMI: vmi, Interface: i, Network: vmi.Spec.Networks[n], Pod: pod,
+		MAC: mac, Queues: queuesOf(vmi, i), Hostname: hostname(vmi), DNS: dns,
+	}, nil
+}
+
+func (all cards) discard() {
+	for _, c := range all {
+		c.discard()
+	}
+}
+
+// plan is the cards as the command line needs them, with the descriptors in the order in which they are to be sent.
+func (all cards) plan() (nics []qemu.NIC, files []*os.File) {
+	for _, c := range all {
+		nic := qemu.NIC{
+			Name: c.Interface.Name, MAC: c.Wired.MAC, MTU: c.MTU, Offloads: c.Offloads,
+			LinkDown: c.Interface.State == virtv1.InterfaceStateLinkDown,
+		}
+		for _, f := range c.Files {
+			nic.FDs = append(nic.FDs, len(files))
+			files = append(files, f)
+		}
+		nics = append(nics, nic)
+	}
+	return nics, files
+}
+
+// describe is the cards as the status needs them.
+func (all cards) describe() []vmstate.NIC {
+	nics := []vmstate.NIC{}
+	for _, c := range all {
+		nics = append(nics, vmstate.NIC{
+			Name: c.Interface.Name, MAC: c.Wired.MAC, IPs: c.IPs, PodInterface: c.PodInterface, Queues: c.Queues,
+			LinkDown: c.Interface.State == virtv1.InterfaceStateLinkDown,
+		})
+	}
+	return nics
+}

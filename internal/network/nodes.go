@@ -1,0 +1,114 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"patchbay/internal/podnetworks"
+	"patchbay/internal/topology"
+)
+
+func newNode() client.Object { return &corev1.Node{} }
+
+func (n *Network) addNodes(m manager.Manager) error {
+	// Heartbeats do not concern us.
+	relevant := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		return e.ObjectOld.GetUID() != e.ObjectNew.GetUID() ||
+			e.ObjectOld.GetAnnotations()[podnetworks.NodeAnnotation] != e.ObjectNew.GetAnnotations()[podnetworks.NodeAnnotation]
+	}}
+	return ctrl.NewControllerManagedBy(m).Named("network-nodes").For(&corev1.Node{}, builder.WithPredicates(relevant)).
+		WithOptions(n.options(4)).Complete(n.afterRecovery(n.reconcileNode))
+}
+
+func nodeOwner(name string) string { return "node/" + name }
+
+func (n *Network) reconcileNode(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	var node corev1.Node
+	err := n.client.Get(ctx, req.NamespacedName, &node)
+	switch {
+	case apierrors.IsNotFound(err):
+		return reconcile.Result{}, n.forgetNode(ctx, req.Name)
+	case err != nil:
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{}, n.ensureNode(ctx, &node)
+}
+
+// ensureNode gives a node its slices, its rows, and lets its pods go on.
+func (n *Network) ensureNode(ctx context.Context, node *corev1.Node) error {
+	annotated, err := podnetworks.ParseNode(node.Annotations)
+	if err != nil {
+		n.Log.Warn("node's annotation is not readable and is written anew", "node", node.Name, "error", err)
+	}
+	subnets, err := n.ledger.assign(ctx, node.Name, annotated[podnetworks.Default])
+	if err != nil {
+		err = fmt.Errorf("give subnets to node %s: %w", node.Name, err)
+		n.warn(node, reasonNodeFailed, "%v", err)
+		return err
+	}
+	n.Rows.Set(nodeOwner(node.Name), topology.NodeRows(topology.Node{Name: node.Name, Subnets: subnets}))
+	if fresh, woken := n.book.openNode(node.Name, subnets); fresh {
+		n.wakePods.wake(woken)
+		n.wakeSvcs.wake(n.book.localServices())
+	}
+	if slices.Equal(annotated[podnetworks.Default], subnets) {
+		return nil
+	}
+	n.Log.Info("node has subnets", "node", node.Name, "subnets", subnets)
+	return n.annotateNode(ctx, node, annotated, subnets)
+}
+
+func (n *Network) annotateNode(ctx context.Context, node *corev1.Node, networks map[string][]netip.Prefix, subnets []netip.Prefix) error {
+	if networks == nil {
+		networks = map[string][]netip.Prefix{}
+	}
+	networks[podnetworks.Default] = subnets
+	text, err := podnetworks.FormatNode(networks)
+	if err != nil {
+		return err
+	}
+	return n.annotate(ctx, node, podnetworks.NodeAnnotation, text)
+}
+
+// annotate writes one annotation, to the very object that was read and not to one that has taken its name.
+func (n *Network) annotate(ctx context.Context, object client.Object, key, value string) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid": object.GetUID(), "annotations": map[string]string{key: value},
+	}})
+	if err != nil {
+		return err
+	}
+	target := object.DeepCopyObject().(client.Object)
+	if err := n.client.Patch(ctx, target, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		return fmt.Errorf("annotate %s with %s: %w", client.ObjectKeyFromObject(object), key, err)
+	}
+	return nil
+}
+
+func (n *Network) forgetNode(ctx context.Context, name string) error {
+	n.Rows.Delete(nodeOwner(name))
+	n.book.closeNode(name)
+	n.wakeSvcs.wake(n.book.localServices())
+	if err := n.Chassis.RemoveChassis(ctx, name); err != nil {
+		return err
+	}
+	if err := n.ledger.release(ctx, name); err != nil {
+		return fmt.Errorf("take back the subnets of node %s: %w", name, err)
+	}
+	n.Log.Info("node is gone", "node", name)
+	return nil
+}

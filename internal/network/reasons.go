@@ -1,0 +1,14 @@
+package network
+
+import "sigs.k8s.io/controller-runtime/pkg/client"
+
+// Reasons of events.
+const (
+	reasonPodFailed  = "ErrorAllocatingPod" // the pod has no addresses
+	reasonNodeFailed = "ErrorAllocatingNodeSubnet"
+	reasonRefused    = "ErrorUpdatingOverlay" // the overlay's database refused the object's rows
+)
+
+func (n *Network) warn(object client.Object, reason, format string, args ...any) {
+	n.events.Eventf(object, nil, "Warning", reason, "Allocate", format, args...)
+}
