@@ -7,19 +7,19 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"patchbay/internal/launcher/client"
 	"patchbay/internal/launcher/protocol"
 )
 
 // fakePod is the inside of a launcher's pod: a launcher and, once it was started, a QEMU, behind real sockets.
 type fakePod struct {
-	dir string // run directory
+	dir *client.RunDir
 
 	mu       sync.Mutex
 	state    protocol.State
@@ -40,7 +40,12 @@ func newFakePod(t *testing.T, dir string) *fakePod {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p := &fakePod{dir: dir, state: protocol.Waiting, runState: "running"}
+	run, err := client.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { run.Close() })
+	p := &fakePod{dir: run, state: protocol.Waiting, runState: "running"}
 	p.listen(t, protocol.SocketName, p.serveLauncher)
 	p.listen(t, protocol.QMPName, p.serveMonitor)
 	p.listen(t, protocol.AgentName, func(conn net.Conn) { bufio.NewReader(conn).ReadString(0) })
@@ -49,7 +54,7 @@ func newFakePod(t *testing.T, dir string) *fakePod {
 
 func (p *fakePod) listen(t *testing.T, name string, serve func(net.Conn)) {
 	t.Helper()
-	listener, err := net.Listen("unix", filepath.Join(p.dir, name))
+	listener, err := net.Listen("unix", p.dir.Path(name)) // the whole path is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,8 +100,10 @@ func (p *fakePod) serveLauncher(conn net.Conn) {
 		p.starts++
 		p.files = files
 		p.state = protocol.Running
-	case request.Stop != nil:
+	case request.Stop != nil && p.state == protocol.Running:
 		p.stopped, end = true, true
+	case request.Stop != nil:
+		response.Error = "nothing was started; delete the pod to end it"
 	}
 	response.State, response.ExitCode = p.state, p.exitCode
 	p.mu.Unlock()
