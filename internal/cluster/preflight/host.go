@@ -46,7 +46,7 @@ func checkDirectory(home, dir string) error {
 // Memory that a cluster takes without virtual machines, in MiB. Measured: see docs/design/0001-local-cluster.md.
 const (
 	controlPlaneMemory = 900
-	nodeMemory         = 350
+	nodeMemory         = 250
 )
 
 // NewCluster checks what a cluster needs that does not exist yet.
