@@ -98,24 +98,22 @@ func (p *Plugin) watch() (*fsnotify.Watcher, error) {
 // turn brings what is announced in line with what works, and returns when to try again; 0: when something happens.
 func (p *Plugin) turn(ctx context.Context) (retry time.Duration) {
 	problem := p.Device.Check()
-	p.say(problem)
 	p.health.set(problem == nil)
-	if problem != nil || p.offer != nil {
-		return 0 // a device that has never worked is not even known to the kubelet
+	// A device that has never worked is not even known to the kubelet.
+	if problem == nil && p.offer == nil {
+		if problem = p.announce(ctx); problem != nil {
+			retry, p.wait = p.wait, min(2*p.wait, lastRetry)
+		} else {
+			p.wait = firstRetry
+		}
 	}
-	if err := p.announce(ctx); err != nil {
-		p.Log.Debug("the kubelet is not ready for devices", "resource", p.Device.Resource, "error", err)
-		retry, p.wait = p.wait, min(2*p.wait, lastRetry)
-		return retry
-	}
-	p.wait = firstRetry
-	p.Log.Info("device announced", "resource", p.Device.Resource, "device", p.Device.Path, "count", p.Device.Count)
-	return 0
+	p.say(problem)
+	return retry
 }
 
-// say logs whether the device works, when that has changed.
+// say logs whether pods can have the device, when that has changed.
 func (p *Plugin) say(problem error) {
-	text := "it works"
+	text := "pods may request it"
 	if problem != nil {
 		text = problem.Error()
 	}
@@ -123,7 +121,7 @@ func (p *Plugin) say(problem error) {
 		return
 	}
 	p.said = text
-	p.Log.Info("device checked", "resource", p.Device.Resource, "result", text)
+	p.Log.Info("device", "resource", p.Device.Resource, "path", p.Device.Path, "state", text)
 }
 
 // await returns when there may be something to do.
@@ -166,8 +164,10 @@ func (p *Plugin) concerns(event fsnotify.Event) bool {
 }
 
 func (p *Plugin) announce(ctx context.Context) (err error) {
-	p.offer, err = newOffer(ctx, p.Device, p.Dir, p.socketPrefix(), p.health)
-	return err
+	if p.offer, err = newOffer(ctx, p.Device, p.Dir, p.socketPrefix(), p.health); err != nil {
+		return fmt.Errorf("the kubelet does not take it yet: %w", err)
+	}
+	return nil
 }
 
 func (p *Plugin) withdraw() {
