@@ -17,13 +17,13 @@ const module = "patchbay/"
 // of lower layers; nothing of its own layer or above.
 var layers = [][]string{
 	{"cmd"},
-	{"internal/quickstart"},
-	{"internal/admission", "internal/agent", "internal/cluster", "internal/dns", "internal/image", "internal/network", "internal/subresource", "internal/vm", "internal/volume"},
+	{"internal/controller", "internal/quickstart"},
+	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/vm", "internal/volume"},
 	{"internal/guestshell"},
-	{"internal/topology", "internal/migrate", "internal/macpool"},
+	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool"},
 	{"internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
-	{"internal/settings", "api", "examples"},
+	{"internal/golden", "internal/podnetworks", "internal/settings", "api", "examples"},
 }
 
 // outside are trees that are not the product: tests, guests and tools may import what they need.

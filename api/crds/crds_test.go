@@ -160,7 +160,7 @@ func load(t *testing.T, path string) (object *unstructured.Unstructured, want st
 
 func TestColumnsAndShortNames(t *testing.T) {
 	ctx, c := applied(t)
-	for _, name := range []string{"masquerade", "instance", "migration", "kubevirt", "policy", "udn", "cudn", "nad", "multi-policy"} {
+	for _, name := range []string{"masquerade", "instance", "migration", "kubevirt", "policy", "hyperconverged", "udn", "cudn", "nad", "multi-policy"} {
 		object, _ := load(t, filepath.Join("testdata", "accepted", name+".yaml"))
 		if err := c.Create(ctx, object); err != nil {
 			t.Fatal(err)
@@ -180,6 +180,7 @@ func TestColumnsAndShortNames(t *testing.T) {
 		{args: "vmims", columns: []string{"NAME", "PHASE", "VMI"}, row: "move-shop-01 shop-01"},
 		{args: "kv", columns: []string{"NAME", "AGE", "PHASE"}, row: "kubevirt "},
 		{args: "migrationpolicies", columns: []string{"NAME", "AGE"}, row: "slow "},
+		{args: "hco", columns: []string{"NAME", "AGE"}, row: "kubevirt-hyperconverged "},
 		{args: "udn", columns: []string{"NAME", "AGE"}, row: "blue "},
 		{args: "cudn", columns: []string{"NAME", "AGE"}, row: "shared "},
 		{args: "nad", columns: []string{"NAME", "AGE"}, row: "l2-flat "},

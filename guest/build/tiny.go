@@ -48,6 +48,7 @@ func makeInitrd(work string, k *kernel, modules []string) (string, error) {
 	boot.Host("/bin/busybox", busybox)
 	boot.Link("/sbin/modprobe", "/bin/busybox") // the kernel calls it
 	boot.Host("/init", "guest/initrd/init")
+	boot.Bytes("/etc/modules", 0o644, []byte(strings.Join(modules, " ")+"\n"))
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/root"} {
 		boot.Dir(dir, 0o755, 0, 0)
 	}

@@ -138,7 +138,7 @@ func newManager(config *rest.Config, c Config) (manager.Manager, error) {
 	graceful := 5 * time.Second
 	m, err := manager.New(config, manager.Options{
 		Scheme:                  newScheme(),
-		Cache:                   cacheOptions(c.Node),
+		Cache:                   withMachines(cacheOptions(c.Node), c.Node),
 		Metrics:                 server.Options{BindAddress: "0"},
 		GracefulShutdownTimeout: &graceful,
 	})

@@ -239,9 +239,11 @@ func TestPlanRefuses(t *testing.T) {
 			v.Spec.Domain.Devices.TPM = &virtv1.TPMDevice{}
 			v.Spec.Domain.Devices.Sound = &virtv1.SoundDevice{}
 		}, "spec.domain.devices.tpm is not supported: there is no TPM emulator; remove it\nspec.domain.devices.sound"},
-		"machine":       {func(v *virtv1.VirtualMachineInstance) { v.Spec.Domain.Machine = &virtv1.Machine{Type: "pc-i440fx-7.2"} }, `"pc-i440fx-7.2" is not supported; use q35`},
-		"no memory":     {func(v *virtv1.VirtualMachineInstance) { v.Spec.Domain.Memory = nil }, "set spec.domain.memory.guest"},
-		"no firmware":   {func(v *virtv1.VirtualMachineInstance) { v.Spec.Domain.Firmware.Bootloader = &virtv1.Bootloader{EFI: &virtv1.EFI{}} }, "holds no UEFI firmware; build it with the package ovmf"},
+		"machine":   {func(v *virtv1.VirtualMachineInstance) { v.Spec.Domain.Machine = &virtv1.Machine{Type: "pc-i440fx-7.2"} }, `"pc-i440fx-7.2" is not supported; use q35`},
+		"no memory": {func(v *virtv1.VirtualMachineInstance) { v.Spec.Domain.Memory = nil }, "set spec.domain.memory.guest"},
+		"no firmware": {func(v *virtv1.VirtualMachineInstance) {
+			v.Spec.Domain.Firmware.Bootloader = &virtv1.Bootloader{EFI: &virtv1.EFI{}}
+		}, "holds no UEFI firmware; build it with the package ovmf"},
 		"not connected": {func(v *virtv1.VirtualMachineInstance) { v.Spec.Domain.Devices.Interfaces[0].Name = "other" }, "interface other is not connected"},
 		"igb":           {func(v *virtv1.VirtualMachineInstance) { v.Spec.Domain.Devices.Interfaces[0].Model = "igb" }, `model "igb" is not in this QEMU; use virtio or e1000e`},
 		"no volume":     {func(v *virtv1.VirtualMachineInstance) { v.Spec.Volumes = v.Spec.Volumes[1:] }, "disks[0] (root): there is no volume of this name"},

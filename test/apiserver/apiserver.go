@@ -108,6 +108,13 @@ func (s *Server) UserConfig(token string) *rest.Config {
 // Plain reaches the API server as a user without any right but what bindings give to "plain" or the group "plain-users".
 func (s *Server) Plain() *rest.Config { return s.UserConfig(userToken) }
 
+// As reaches the API server as any user, with the rights that roles give that name.
+func (s *Server) As(user string) *rest.Config {
+	config := s.UserConfig(adminToken)
+	config.Impersonate.UserName = user
+	return config
+}
+
 // Dial connects from inside the namespace.
 func (s *Server) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	doErr := s.space.do(func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, address) })

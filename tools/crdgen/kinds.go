@@ -104,6 +104,11 @@ var kinds = []kind{
 		versions: []version{{name: "v1alpha1", goPackage: "kubevirt.io/api/migrations/v1alpha1"}},
 	},
 	{
+		group: "hco.kubevirt.io", kind: "HyperConverged", plural: "hyperconvergeds", singular: "hyperconverged",
+		short: []string{"hco", "hcos"}, scope: apiext.NamespaceScoped, status: true, columns: []apiext.CustomResourceColumnDefinition{age},
+		versions: []version{{name: "v1beta1", goPackage: "patchbay/api/hco/v1beta1"}, {name: "v1", goPackage: "patchbay/api/hco/v1beta1"}},
+	},
+	{
 		group: "k8s.ovn.org", kind: "UserDefinedNetwork", plural: "userdefinednetworks", singular: "userdefinednetwork",
 		short: []string{"udn"}, scope: apiext.NamespaceScoped, status: true,
 		versions: []version{{name: "v1", goPackage: "patchbay/api/ovn/v1"}},

@@ -96,6 +96,7 @@ func TestHealthCheckNodePort(t *testing.T) {
 	port := freePort(t)
 	s := service{key: types.NamespacedName{Namespace: "red", Name: "web"}, healthPort: port, ports: []servicePort{{endpoints: []endpoint{
 		{address: netip.MustParseAddrPort("10.128.0.5:80"), here: true, ready: true},
+		{address: netip.MustParseAddrPort("[fd00::5]:80"), here: true, ready: true},
 		{address: netip.MustParseAddrPort("10.128.2.5:80"), ready: true},
 	}}}}
 	if err := h.apply(context.Background(), []service{s}); err != nil {

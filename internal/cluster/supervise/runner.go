@@ -320,7 +320,7 @@ func (r *runner) set(phase Phase, message string) {
 }
 
 func (r *runner) save() {
-	if err := writeState(r.config.Run, r.state); err != nil {
+	if err := WriteState(r.config.Run, r.state); err != nil {
 		r.config.Log.Error("cannot write down the state", "unit", r.unit.Name, "error", err)
 	}
 }
