@@ -63,7 +63,7 @@ type node struct {
 	stop   func()
 }
 
-func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance)) *node {
+func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance), ofPod ...func(*corev1.Pod)) *node {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), virtv1.AddToScheme(scheme)); err != nil {
@@ -84,7 +84,10 @@ func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance)) *node {
 		Namespace: "default", Name: "virt-launcher-vm-1", UID: podUID,
 		Labels:      map[string]string{virtv1.CreatedByLabel: string(vmi.UID), virtv1.AppLabel: "virt-launcher"},
 		Annotations: map[string]string{virtv1.DomainAnnotation: "vm-1"}, Finalizers: []string{"test/keep"},
-	}, Spec: corev1.PodSpec{NodeName: "node-1"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+	}, Spec: corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "compute"}}}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+	for _, change := range ofPod {
+		change(pod)
+	}
 	n := &node{
 		t: t, root: t.TempDir(), wirer: &fakeWirer{}, events: &recorder{}, key: types.NamespacedName{Namespace: "default", Name: "vm-1"},
 		client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(vmi, pod).WithStatusSubresource(pod).Build(),
@@ -100,7 +103,7 @@ func (n *node) begin() {
 	n.t.Helper()
 	n.driver = New(Config{
 		Node: "node-1", KubeletRoot: n.root, Client: n.client, Live: n.client, Pods: podRecords{podUID: {UID: podUID}},
-		Wirers: map[string]Wirer{BindingMasquerade: n.wirer}, Accelerator: qemu.TCG, Events: n.events,
+		Wirers: map[string]Wirer{BindingMasquerade: n.wirer}, OpenVhost: openNull, Events: n.events,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -163,14 +166,13 @@ func TestMachineStartsAndShutsDown(t *testing.T) {
 	if vmi.Status.Machine == nil || vmi.Status.Machine.Type != qemu.DefaultMachine {
 		t.Errorf("machine %v", vmi.Status.Machine)
 	}
-	n.waitCondition(virtv1.VirtualMachineInstanceSoftwareEmulation, "KVMNotAvailable")
 	if n.pod.starts != 1 || n.pod.files != 1 {
 		t.Errorf("%d starts, %d descriptors", n.pod.starts, n.pod.files)
 	}
 	eventually(t, "the servers", func() bool { n.wirer.mu.Lock(); defer n.wirer.mu.Unlock(); return n.wirer.serving == 1 })
 	n.delete()
 	n.waitPhase(virtv1.Succeeded)
-	for _, event := range []string{"Normal Started:", "Warning SoftwareEmulation:", "Normal ShuttingDown: Signaled Graceful Shutdown", "Normal Stopped: The VirtualMachineInstance was shut down."} {
+	for _, event := range []string{"Normal Started:", "Normal ShuttingDown: Signaled Graceful Shutdown", "Normal Stopped: The VirtualMachineInstance was shut down."} {
 		if !n.events.has(event) {
 			t.Errorf("no event %q in %q", event, n.events.events)
 		}
@@ -317,7 +319,9 @@ func TestRequestsOfUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the end of the pause", func() bool {
-		return !slices.ContainsFunc(n.vmi().Status.Conditions, func(c virtv1.VirtualMachineInstanceCondition) bool { return c.Type == virtv1.VirtualMachineInstancePaused })
+		return !slices.ContainsFunc(n.vmi().Status.Conditions, func(c virtv1.VirtualMachineInstanceCondition) bool {
+			return c.Type == virtv1.VirtualMachineInstancePaused
+		})
 	})
 	if err := machine.SoftReboot(t.Context()); err != nil {
 		t.Fatal(err)
