@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,12 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"patchbay/internal/launcher/client"
 	"patchbay/internal/launcher/protocol"
 )
 
 // fakePod is the inside of a launcher's pod: a launcher and, once it was started, a QEMU, behind real sockets.
 type fakePod struct {
-	dir string // run directory
+	dir *client.RunDir
 
 	mu       sync.Mutex
 	state    protocol.State
@@ -42,7 +42,12 @@ func newFakePod(t *testing.T, dir string) *fakePod {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p := &fakePod{dir: dir, state: protocol.Waiting, runState: "running"}
+	run, err := client.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { run.Close() })
+	p := &fakePod{dir: run, state: protocol.Waiting, runState: "running"}
 	p.listen(t, protocol.SocketName, p.serveLauncher)
 	p.listen(t, protocol.QMPName, p.serveMonitor)
 	p.listen(t, protocol.AgentName, func(conn net.Conn) { bufio.NewReader(conn).ReadString(0) })
@@ -51,7 +56,7 @@ func newFakePod(t *testing.T, dir string) *fakePod {
 
 func (p *fakePod) listen(t *testing.T, name string, serve func(net.Conn)) {
 	t.Helper()
-	listener, err := net.Listen("unix", filepath.Join(p.dir, name))
+	listener, err := net.Listen("unix", p.dir.Path(name)) // the whole path is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,8 +102,10 @@ func (p *fakePod) serveLauncher(conn net.Conn) {
 		p.starts++
 		p.files, p.args = files, strings.Join(request.Start.Args, " ")
 		p.state = protocol.Running
-	case request.Stop != nil:
+	case request.Stop != nil && p.state == protocol.Running:
 		p.stopped, end = true, true
+	case request.Stop != nil:
+		response.Error = "nothing was started; delete the pod to end it"
 	}
 	response.State, response.ExitCode = p.state, p.exitCode
 	p.mu.Unlock()

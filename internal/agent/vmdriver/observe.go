@@ -20,6 +20,9 @@ import (
 // errGone says that the instance does not exist any more, or that another has taken its name.
 var errGone = errors.New("the virtual machine instance is gone")
 
+// launcherContainer is the container of the pod that the launcher and QEMU run in.
+const launcherContainer = "compute"
+
 // askLimit is how long a launcher may take to answer.
 const askLimit = 2 * time.Second
 
@@ -92,6 +95,11 @@ func (m *machine) describePod(pod *corev1.Pod) vmstate.Pod {
 	}
 	_, connected := m.driver.Pods.Get(pod.UID)
 	p := vmstate.Pod{Found: true, Phase: pod.Status.Phase, Connected: connected}
+	for _, c := range pod.Status.ContainerStatuses {
+		if c.Name == launcherContainer && c.State.Terminated != nil {
+			p.ExitCode = int(c.State.Terminated.ExitCode)
+		}
+	}
 	if t := pod.DeletionTimestamp; t != nil {
 		p.Deleting = t.Time // which is when the pod shall be gone
 		if g := pod.DeletionGracePeriodSeconds; g != nil {

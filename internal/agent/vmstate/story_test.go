@@ -101,6 +101,12 @@ func TestStories(t *testing.T) {
 		"panic":       tell(ended(Ended{Reason: qmp.GuestPanic})),
 		"killed":      tell(ended(Ended{ExitCode: -9}), released),
 		"unseen end":  tell(scene{"the agent was away; the pod has ended well", released.change}),
+		"unseen kill": tell(scene{"the launcher saw QEMU die of a signal", func(o *Observed) {
+			o.Domain, o.Launcher, o.Pod.Phase, o.Pod.ExitCode = nil, Launcher{}, corev1.PodFailed, 128+9
+		}}),
+		"unseen cut off": tell(scene{"the launcher cut the guest off", func(o *Observed) {
+			o.Domain, o.Launcher, o.Pod.Phase, o.Pod.ExitCode = nil, Launcher{}, corev1.PodFailed, 143
+		}}),
 		"unseen crash": tell(scene{"the agent was away; the pod has failed", func(o *Observed) {
 			o.Domain, o.Launcher, o.Pod.Phase = nil, Launcher{}, corev1.PodFailed
 		}}),
