@@ -13,8 +13,8 @@ import (
 
 const module = "patchbay/"
 
-// layers lists concepts from the top down. A package imports packages of its own concept (the first path element below internal) and
-// of lower layers; nothing of its own layer or above.
+// layers lists concepts from the top down. A package belongs to the longest concept that is a prefix of its path. It imports packages of
+// its own concept and of lower layers; nothing of its own layer or above.
 var layers = [][]string{
 	{"cmd"},
 	{"internal/controller", "internal/quickstart"},
@@ -23,6 +23,7 @@ var layers = [][]string{
 	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool"},
 	{"internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
+	{"internal/launcher/protocol", "internal/qemu/qmp"}, // what the agent's side and the pod's side share
 	{"internal/golden", "internal/podnetworks", "internal/settings", "api", "examples"},
 }
 
@@ -63,12 +64,12 @@ func under(path, tree string) bool { return path == tree || strings.HasPrefix(pa
 func place(path string) (layer int, concept string, ok bool) {
 	for n, concepts := range layers {
 		for _, c := range concepts {
-			if under(path, c) {
-				return n, c, true
+			if under(path, c) && len(c) > len(concept) {
+				layer, concept, ok = n, c, true
 			}
 		}
 	}
-	return 0, "", false
+	return layer, concept, ok
 }
 
 func isOutside(path string) bool {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"patchbay/internal/image"
@@ -179,6 +180,10 @@ func addPrograms(tree *image.Tree, stage string, programs []string) error {
 	return nil
 }
 
+// crashing are applets that die when they resolve a name: Debian's static busybox (1.35, glibc 2.36) loads the shared libraries of
+// the name service into itself. curl, and getent of the real libc, do what they did.
+var crashing = []string{"usr/bin/wget", "usr/bin/telnet", "usr/bin/ftpget", "usr/bin/ftpput", "usr/bin/rdate", "usr/bin/tftp"}
+
 // addApplets links busybox under every name that nothing else has.
 func addApplets(tree *image.Tree, busybox string) error {
 	names, err := run(busybox, "--list-full")
@@ -186,7 +191,7 @@ func addApplets(tree *image.Tree, busybox string) error {
 		return err
 	}
 	for name := range strings.FieldsSeq(names) {
-		if !tree.Has(name) {
+		if !tree.Has(name) && !slices.Contains(crashing, name) {
 			tree.Link("/"+name, "/bin/busybox")
 		}
 	}

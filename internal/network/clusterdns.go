@@ -22,6 +22,8 @@ const (
 	fieldOwner     = client.FieldOwner("patchbay-network")
 )
 
+var clusterDNSKey = client.ObjectKey{Namespace: metav1.NamespaceSystem, Name: clusterDNSName}
+
 // applyClusterDNS makes the service of the cluster's DNS, whose servers run beside the control plane and not in pods.
 func (n *Network) applyClusterDNS(ctx context.Context) error {
 	for _, object := range clusterDNS(n.Settings) {

@@ -113,6 +113,9 @@ func (n *Network) untilDone(ctx context.Context, what string, step func(context.
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		n.Log.Warn("cannot "+what+"; trying again", "error", err)
 		select {
 		case <-ctx.Done():
@@ -135,7 +138,7 @@ func (n *Network) afterRecovery(r func(context.Context, reconcile.Request) (reco
 	}
 }
 
-// retries are fast at first: a pod waits behind each of them.
+// options let retries be fast at first: a pod waits behind each of them.
 func (n *Network) options(workers int) controller.Options {
 	return controller.Options{
 		MaxConcurrentReconciles: workers,
@@ -170,7 +173,7 @@ func newWakeups() wakeups {
 	return wakeups{queue: make(chan workqueue.TypedRateLimitingInterface[reconcile.Request], 1)}
 }
 
-// source is for WatchesRawSource.
+// start is for WatchesRawSource.
 func (w wakeups) start(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 	w.queue <- q
 	return nil

@@ -7,7 +7,6 @@ const (
 	reasonPodFailed  = "ErrorAllocatingPod" // the pod has no addresses
 	reasonNodeFailed = "ErrorAllocatingNodeSubnet"
 	reasonRefused    = "ErrorUpdatingOverlay" // the overlay's database refused the object's rows
-	reasonDNSFailed  = "ErrorApplyingClusterDNS"
 )
 
 func (n *Network) warn(object client.Object, reason, format string, args ...any) {

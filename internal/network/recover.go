@@ -30,6 +30,7 @@ func (n *Network) recoverNodes(ctx context.Context) error {
 	if err := n.client.List(ctx, &nodes); err != nil {
 		return fmt.Errorf("list nodes: %w", err)
 	}
+	slices.SortFunc(nodes.Items, func(a, b corev1.Node) int { return strings.Compare(a.Name, b.Name) })
 	exists := map[string]bool{}
 	for i := range nodes.Items {
 		node := &nodes.Items[i]

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -40,10 +41,11 @@ func serviceOf(slice client.Object) []string {
 
 func (n *Network) addServices(m manager.Manager) error {
 	n.wakeSvcs = newWakeups()
-	// Only a load balancer's addresses of the status concern us.
-	relevant := predicate.Or(predicate.GenerationChangedPredicate{}, predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return !slices.Equal(balancerAddresses(e.ObjectOld.(*corev1.Service)), balancerAddresses(e.ObjectNew.(*corev1.Service)))
-	}})
+	// Of the status only a load balancer's addresses concern us.
+	relevant := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		old, service := e.ObjectOld.(*corev1.Service), e.ObjectNew.(*corev1.Service)
+		return !equality.Semantic.DeepEqual(old.Spec, service.Spec) || !slices.Equal(balancerAddresses(old), balancerAddresses(service))
+	}}
 	toService := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, slice client.Object) []reconcile.Request {
 		var requests []reconcile.Request
 		for _, name := range serviceOf(slice) {
@@ -68,6 +70,9 @@ func (n *Network) reconcileService(ctx context.Context, req reconcile.Request) (
 	if err != nil {
 		n.Rows.Delete(serviceOwner(req.NamespacedName))
 		n.book.setLocal(req.NamespacedName, false)
+		if req.NamespacedName == clusterDNSKey {
+			return reconcile.Result{}, n.applyClusterDNS(ctx)
+		}
 		return reconcile.Result{}, nil
 	}
 	return reconcile.Result{}, n.ensureService(ctx, &service)

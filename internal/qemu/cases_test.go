@@ -90,7 +90,7 @@ var changes = map[string]func(*qemu.Facts){
 	},
 	"windows": func(f *qemu.Facts) {
 		f.Accelerator = qemu.KVM
-		f.Claims = map[string]qemu.Claim{"c": {SizeBytes: 64 << 30}}
+		f.Claims = map[string]qemu.Claim{"c": {SizeBytes: 1 << 30}}
 	},
 	"migration-target": func(f *qemu.Facts) {
 		f.Incoming, f.Ports = true, 10

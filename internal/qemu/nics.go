@@ -149,7 +149,7 @@ func nicDevice(vmi *virtv1.VirtualMachineInstance, iface virtv1.Interface, nic N
 		p = append(p, virtioNIC(nic)...)
 	case "e1000e":
 		if !nic.Offloads {
-			p.set("disable_vnet_hdr", true)
+			p.set("disable_vnet_hdr", 1)
 		}
 	}
 	if iface.BootOrder != nil {

@@ -2,10 +2,8 @@ package qemu_test
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -14,11 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/golden"
 	"patchbay/internal/launcher/protocol"
 	"patchbay/internal/qemu"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 func TestPlan(t *testing.T) {
 	for _, c := range cases(t) {
@@ -27,24 +24,8 @@ func TestPlan(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, "testdata/"+c.name+".golden", text(t, start))
+			golden.Check(t, "golden", text(t, start))
 		})
-	}
-}
-
-func golden(t *testing.T, file, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("the plan changed; run the test with -update when that is meant (-want +got):\n%s", diff)
 	}
 }
 

@@ -1,7 +1,6 @@
 package subresource
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -21,7 +20,7 @@ import (
 const agentPatience = 30 * time.Second
 
 // errPauseProbe: a liveness probe that is not the guest agent's would kill a paused machine.
-var errPauseProbe = errors.New("Pausing VMIs with a non-GuestAgentPing LivenessProbe is not supported")
+const errPauseProbe published = "Pausing VMIs with a non-GuestAgentPing LivenessProbe is not supported"
 
 func newTransport(c Config) *http.Transport {
 	return &http.Transport{

@@ -27,6 +27,7 @@ import (
 	"patchbay/api/crds"
 	"patchbay/internal/cluster/bootstrap"
 	"patchbay/test/apiserver"
+	"patchbay/test/fakeagent"
 )
 
 var cluster1 *apiserver.Server
@@ -63,8 +64,8 @@ func aggregate(t *testing.T) (context.Context, client.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := newFakeAgent(t)
-	serve(t, NewServer(Config{Client: controller, Authenticator: front, AgentTLS: agent.clientTLS(t, "patchbay:controller"), Dial: agent.dial}))
+	agent := fakeagent.Start(t)
+	serve(t, NewServer(Config{Client: controller, Authenticator: front, AgentTLS: agent.ClientTLS(t, "patchbay:controller"), Dial: agent.Dial}))
 	for range 2 { // the second time nothing may stand in the way
 		if err := Install(ctx, controller, Target{Address: netip.MustParseAddrPort(listen), Authority: cluster1.CA.PEM}); err != nil {
 			t.Fatal(err)
@@ -160,7 +161,7 @@ func populate(ctx context.Context, t *testing.T, admin client.Client) {
 	if err := admin.Create(ctx, node); err != nil {
 		t.Fatal(err)
 	}
-	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: nodeAddress}}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fakeagent.Address}}
 	if err := admin.Status().Update(ctx, node); err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func TestService(t *testing.T) {
 	for name, s := range cases {
 		t.Run(name, func(t *testing.T) {
 			s.Namespace, s.Name = "default", "web"
-			golden(t, ServiceRows(s, []string{"node-1", "node-2"}))
+			check(t, ServiceRows(s, []string{"node-1", "node-2"}))
 		})
 	}
 }

@@ -1,39 +1,18 @@
 package topology
 
 import (
-	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
+	"patchbay/internal/golden"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
 )
 
-var update = flag.Bool("update", false, "write golden files")
-
-// golden compares rows with testdata/<test name>.txt.
-func golden(t *testing.T, rows []nb.Row) {
+func check(t *testing.T, rows []nb.Row) {
 	t.Helper()
-	path := filepath.Join("testdata", strings.ReplaceAll(t.Name(), "/", "_")+".txt")
-	got := nb.Dump(rows)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("rows differ from %s (-want +got):\n%s", path, diff)
-	}
+	golden.Check(t, "txt", nb.Dump(rows))
 }
 
 func prefixes(texts ...string) []netip.Prefix {
@@ -57,7 +36,7 @@ func TestCluster(t *testing.T) {
 	single.ClusterCIDRs, single.ServiceCIDRs = single.ClusterCIDRs[:1], single.ServiceCIDRs[:1]
 	cases := map[string]settings.Settings{"dual": settings.Default(), "ipv4": single}
 	for name, s := range cases {
-		t.Run(name, func(t *testing.T) { golden(t, ClusterRows(s)) })
+		t.Run(name, func(t *testing.T) { check(t, ClusterRows(s)) })
 	}
 }
 
@@ -67,13 +46,13 @@ func TestNode(t *testing.T) {
 		"ipv6": {Name: "node-1", Subnets: prefixes("fd00:10:128:1::/64")},
 	}
 	for name, n := range cases {
-		t.Run(name, func(t *testing.T) { golden(t, NodeRows(n)) })
+		t.Run(name, func(t *testing.T) { check(t, NodeRows(n)) })
 	}
 }
 
 func TestPod(t *testing.T) {
 	ips := prefixes("10.128.2.5/23", "fd00:10:128:1::5/64")
-	golden(t, PodRows(Pod{
+	check(t, PodRows(Pod{
 		Namespace: "default", Name: "web", UID: "0f1e", Node: "node-1",
 		Network: podnetworks.Network{IPs: ips, MAC: podnetworks.MAC(ips[0].Addr())},
 	}))

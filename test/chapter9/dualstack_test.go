@@ -67,7 +67,7 @@ func TestDualStack(t *testing.T) {
 	})
 	t.Run("9.2.2-C7 both families lead to the VM and back", func(t *testing.T) {
 		for i, ip := range ips {
-			seen, err := box.run("wget -T5 -qO- http://" + bracket(ip) + "/client")
+			seen, err := box.run("curl -sfm5 http://" + bracket(ip) + "/client")
 			if err != nil || seen != box.ips[i] {
 				t.Errorf("the guest saw %q (%v), want the client's own address %s", seen, err, box.ips[i])
 			}

@@ -52,7 +52,7 @@ func TestMasquerade(t *testing.T) {
 	})
 	t.Run("9.2.1-C2 the VM's traffic carries the pod IP", func(t *testing.T) {
 		for _, pair := range [][2]string{{ipv4(listedIPs), ipv4(openIPs)}, {ipv6(listedIPs), ipv6(openIPs)}} {
-			seen := open.Run(fmt.Sprintf("wget -T5 -qO- http://%s/client", bracket(pair[0])))
+			seen := open.Run(fmt.Sprintf("curl -sfm5 http://%s/client", bracket(pair[0])))
 			if seen != pair[1] {
 				t.Errorf("the server saw %q, want the pod IP %s", seen, pair[1])
 			}

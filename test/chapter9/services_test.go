@@ -35,7 +35,7 @@ func service(t *testing.T, ns, name, selector, spec string) *corev1.Service {
 // answers asks a web server n times and counts who answered.
 func (b toolbox) answers(t *testing.T, url string, n int) map[string]int {
 	t.Helper()
-	out, err := b.run(fmt.Sprintf("for n in $(seq %d); do wget -T5 -qO- %s/hostname; echo; done", n, url))
+	out, err := b.run(fmt.Sprintf("for n in $(seq %d); do curl -sfm5 %s/hostname; echo; done", n, url))
 	if err != nil {
 		t.Fatalf("ask %s: %v", url, err)
 	}
@@ -60,13 +60,13 @@ func TestServices(t *testing.T) {
 	}
 	plain := service(t, ns, "plain", "key", "")
 	cluster.Eventually(t, 30*time.Second, "Service plain answers", func() error {
-		_, err := box.run("wget -T2 -qO- http://plain/hostname")
+		_, err := box.run("curl -sfm2 http://plain/hostname")
 		return err
 	})
 
 	t.Run("9.4.1-C1 a cluster IP and a DNS name", func(t *testing.T) {
 		for _, host := range []string{plain.Spec.ClusterIP, "plain", "plain." + ns + ".svc.cluster.local"} {
-			if _, err := box.run("wget -T5 -qO- http://" + host + "/hostname"); err != nil {
+			if _, err := box.run("curl -sfm5 http://" + host + "/hostname"); err != nil {
 				t.Errorf("http://%s: %v", host, err)
 			}
 		}
@@ -91,7 +91,7 @@ func TestServices(t *testing.T) {
 			t.Fatal(err)
 		}
 		cluster.Eventually(t, 20*time.Second, "the external IP answers in the cluster", func() error {
-			_, err := box.run("wget -T2 -qO- http://172.30.0.200/hostname")
+			_, err := box.run("curl -sfm2 http://172.30.0.200/hostname")
 			return err
 		})
 	})
@@ -109,7 +109,7 @@ func TestServices(t *testing.T) {
 		dual := service(t, ns, "dual", "key", "ipFamilyPolicy: PreferDualStack")
 		for _, ip := range dual.Spec.ClusterIPs {
 			cluster.Eventually(t, 20*time.Second, ip+" answers", func() error {
-				_, err := box.run("wget -T2 -qO- http://" + bracket(ip) + "/hostname")
+				_, err := box.run("curl -sfm2 http://" + bracket(ip) + "/hostname")
 				return err
 			})
 		}

@@ -36,6 +36,12 @@ var nodeChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		!slices.Equal(before.Status.Addresses, after.Status.Addresses)
 }}
 
+// podMatters is true for pods with host ports.
+var podMatters = predicate.NewPredicateFuncs(func(o client.Object) bool {
+	pod, ok := o.(*corev1.Pod)
+	return ok && wantsHostPorts(pod)
+})
+
 // AddToManager makes the network follow nodes, services, endpoints and the management port's device: ovs-vswitchd makes the
 // device anew when it restarts.
 func (n *Network) AddToManager(m manager.Manager) error {
@@ -51,6 +57,7 @@ func (n *Network) AddToManager(m manager.Manager) error {
 		source.Kind(m.GetCache(), client.Object(&corev1.Node{}), always, nodeChanged),
 		source.Kind(m.GetCache(), client.Object(&corev1.Service{}), always),
 		source.Kind(m.GetCache(), client.Object(&discoveryv1.EndpointSlice{}), always),
+		source.Kind(m.GetCache(), client.Object(&corev1.Pod{}), always, podMatters),
 		source.Channel(device, always),
 	}
 	for _, s := range sources {

@@ -57,6 +57,8 @@ type node struct {
 	client client.Client
 	pod    *fakePod
 	wirer  *fakeWirer
+	wirers map[string]Wirer
+	pods   podRecords
 	events *recorder
 	driver *Driver
 	key    types.NamespacedName
@@ -65,10 +67,38 @@ type node struct {
 
 func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance), ofPod ...func(*corev1.Pod)) *node {
 	t.Helper()
+	n := prepareNode(t, change, ofPod...)
+	n.pod = newFakePod(t, (&Driver{Config: Config{KubeletRoot: n.root}}).runDir(podUID))
+	n.pod.onEnd = n.nudge
+	n.begin()
+	return n
+}
+
+// prepareNode is newNode without a pod, and without an agent.
+func prepareNode(t *testing.T, change func(*virtv1.VirtualMachineInstance), ofPod ...func(*corev1.Pod)) *node {
+	t.Helper()
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), virtv1.AddToScheme(scheme)); err != nil {
 		t.Fatal(err)
 	}
+	vmi := machineOnNode()
+	if change != nil {
+		change(vmi)
+	}
+	pod := launcherPod(vmi)
+	for _, change := range ofPod {
+		change(pod)
+	}
+	n := &node{
+		t: t, root: t.TempDir(), wirer: &fakeWirer{}, events: &recorder{}, key: types.NamespacedName{Namespace: "default", Name: "vm-1"},
+		client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(vmi, pod).WithStatusSubresource(pod).Build(),
+	}
+	n.wirers, n.pods = map[string]Wirer{BindingMasquerade: n.wirer}, podRecords{podUID: {UID: podUID}}
+	return n
+}
+
+// machineOnNode is an instance that the controller has handed to the node.
+func machineOnNode() *virtv1.VirtualMachineInstance {
 	vmi := &virtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "default", Name: "vm-1", UID: "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee",
 		Labels: map[string]string{virtv1.NodeNameLabel: "node-1"}, Finalizers: []string{virtv1.VirtualMachineInstanceFinalizer},
@@ -77,33 +107,31 @@ func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance), ofPod ..
 	vmi.Spec.Networks = []virtv1.Network{*virtv1.DefaultPodNetwork()}
 	vmi.Spec.Domain.Devices.Interfaces = []virtv1.Interface{*virtv1.DefaultMasqueradeNetworkInterface()}
 	vmi.Status.Phase, vmi.Status.NodeName = virtv1.Scheduled, "node-1"
-	if change != nil {
-		change(vmi)
+	return vmi
+}
+
+// launcherPod is the instance's pod.
+func launcherPod(vmi *virtv1.VirtualMachineInstance) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: vmi.Namespace, Name: "virt-launcher-" + vmi.Name, UID: podUID,
+			Labels:      map[string]string{virtv1.CreatedByLabel: string(vmi.UID), virtv1.AppLabel: "virt-launcher"},
+			Annotations: map[string]string{virtv1.DomainAnnotation: vmi.Name},
+		},
+		Spec: corev1.PodSpec{
+			NodeName: "node-1", Containers: []corev1.Container{{Name: launcherContainer, Image: "launcher"}},
+			AutomountServiceAccountToken: new(false),
+		},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning},
 	}
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
-		Namespace: "default", Name: "virt-launcher-vm-1", UID: podUID,
-		Labels:      map[string]string{virtv1.CreatedByLabel: string(vmi.UID), virtv1.AppLabel: "virt-launcher"},
-		Annotations: map[string]string{virtv1.DomainAnnotation: "vm-1"}, Finalizers: []string{"test/keep"},
-	}, Spec: corev1.PodSpec{NodeName: "node-1", Containers: []corev1.Container{{Name: "compute"}}}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
-	for _, change := range ofPod {
-		change(pod)
-	}
-	n := &node{
-		t: t, root: t.TempDir(), wirer: &fakeWirer{}, events: &recorder{}, key: types.NamespacedName{Namespace: "default", Name: "vm-1"},
-		client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(vmi, pod).WithStatusSubresource(pod).Build(),
-	}
-	n.pod = newFakePod(t, (&Driver{Config: Config{KubeletRoot: n.root}}).runDir(podUID))
-	n.pod.onEnd = n.nudge
-	n.begin()
-	return n
 }
 
 // begin starts an agent.
 func (n *node) begin() {
 	n.t.Helper()
 	n.driver = New(Config{
-		Node: "node-1", KubeletRoot: n.root, Client: n.client, Live: n.client, Pods: podRecords{podUID: {UID: podUID}},
-		Wirers: map[string]Wirer{BindingMasquerade: n.wirer}, OpenVhost: openNull, Events: n.events,
+		Node: "node-1", KubeletRoot: n.root, Client: n.client, Live: n.client, Pods: n.pods,
+		Wirers: n.wirers, OpenVhost: openNull, Events: n.events,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -3,6 +3,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,18 +58,36 @@ func Ensure(path string) error {
 	return nil
 }
 
-// Remove removes a group and those below it from every hierarchy. Their processes must have ended.
-func Remove(path string) error {
+// Remove removes a group and those below it from every hierarchy. Their processes must have been ended; it waits for the kernel to
+// take the last of them out.
+func Remove(ctx context.Context, path string) error {
 	points, err := hierarchies()
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, point := range points {
-		errs = append(errs, removeTree(filepath.Join(point, path)))
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		var errs []error
+		for _, point := range points {
+			errs = append(errs, removeTree(filepath.Join(point, path)))
+		}
+		err := errors.Join(errs...)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return err
+		}
 	}
-	return errors.Join(errs...)
 }
+
+// patience is how long a group may stay busy after its processes were ended.
+const patience = 5 * time.Second
 
 // removeTree removes directories only: the files in them are the kernel's and go along.
 func removeTree(root string) error {

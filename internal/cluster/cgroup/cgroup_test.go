@@ -73,7 +73,7 @@ func TestEnsureAndRemove(t *testing.T) {
 		t.Error("the group does not exist")
 	}
 	for range 2 {
-		if err := Remove(path); err != nil {
+		if err := Remove(t.Context(), path); err != nil {
 			t.Error(err)
 		}
 	}

@@ -44,6 +44,12 @@ func EnsureDatabase(ctx context.Context, file, schema string) error {
 	if _, err := run(ctx, "ovsdb-tool", "create", temporary, schema); err != nil {
 		return err
 	}
+	if schema == SBSchema {
+		// ovn-controller 23.03 that is connected when northd makes this row, the first of all, crashes (signal 11).
+		if _, err := run(ctx, "ovsdb-tool", "transact", temporary, `["OVN_Southbound",{"op":"insert","table":"SB_Global","row":{}}]`); err != nil {
+			return err
+		}
+	}
 	return os.Rename(temporary, file)
 }
 

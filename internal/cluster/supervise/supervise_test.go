@@ -139,6 +139,21 @@ func TestAUnitWaitsForThoseItNeeds(t *testing.T) {
 	eventually(t, dir, "second", "ready", ready)
 }
 
+func TestTheFirstStartWaitsForMore(t *testing.T) {
+	dir := t.TempDir()
+	never := sleeper("never")
+	never.Probe = func(context.Context) error { return fmt.Errorf("not yet") }
+	second := sleeper("second")
+	second.FirstAfter = []string{"never"}
+	stop := run(t, dir, never, second)
+	eventually(t, dir, "second", "it waits", func(s State) bool { return s.Message == "waits for never" })
+	stop()
+	// It ran once, in an earlier life of the host.
+	writeTestState(t, dir, State{Name: "second", Phase: Waiting, Process: &Process{PID: 1, Boot: "earlier"}})
+	run(t, dir, never, second)
+	eventually(t, dir, "second", "ready", ready)
+}
+
 func TestStepsAreRepeatedUntilTheySucceed(t *testing.T) {
 	dir := t.TempDir()
 	tries := 0

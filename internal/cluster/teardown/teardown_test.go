@@ -1,6 +1,7 @@
 package teardown
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -57,7 +58,7 @@ func TestWhoBelongsToACluster(t *testing.T) {
 	if err := cgroup.Ensure(c.CgroupParent()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cgroup.Remove(c.CgroupParent()) })
+	t.Cleanup(func() { _ = cgroup.Remove(context.Background(), c.CgroupParent()) })
 
 	marked := begin(t, sleeper(supervise.MarkPrefix(c.Dir())+"etcd"))
 	supervisor := begin(t, sleeper(supervise.MarkPrefix(c.Dir())+"supervisor"))

@@ -134,6 +134,7 @@ func TestSlices(t *testing.T) {
 	if err := s.Restore("node-4", prefixes("10.128.8.0/23", "fd00:10:128:9::/64")); err != nil {
 		t.Error(err)
 	}
+	assign("node-5", "10.128.10.0/23", "fd00:10:128:a::/64")
 }
 
 func TestSlicesRunOut(t *testing.T) {

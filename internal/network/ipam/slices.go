@@ -37,6 +37,15 @@ func (r Range) has(slice netip.Prefix) bool {
 	return slice.Bits() == r.Length && r.CIDR.Contains(slice.Addr()) && slice.Masked() == slice
 }
 
+// index is the place of a slice of the range.
+func (r Range) index(slice netip.Prefix) int {
+	b, index := slice.Addr().AsSlice(), 0
+	for bit := r.CIDR.Bits(); bit < r.Length; bit++ {
+		index = index<<1 | int(b[bit/8]>>(7-bit%8))&1
+	}
+	return index
+}
+
 // Slices gives each owner one slice of every range.
 type Slices struct {
 	ranges []Range
@@ -56,7 +65,7 @@ func (s *Slices) Of(owner string) []netip.Prefix { return s.owners[owner] }
 // Owners are all owners with their slices.
 func (s *Slices) Owners() map[string][]netip.Prefix { return s.owners }
 
-// Restore books slices that the owner had before.
+// Restore books slices that the owner had before. Later ones are searched after them.
 func (s *Slices) Restore(owner string, prefixes []netip.Prefix) error {
 	if len(prefixes) != len(s.ranges) {
 		return fmt.Errorf("%s has %d slices, the cluster has %d ranges", owner, len(prefixes), len(s.ranges))
@@ -70,8 +79,9 @@ func (s *Slices) Restore(owner string, prefixes []netip.Prefix) error {
 		}
 	}
 	s.Release(owner)
-	for _, p := range prefixes {
+	for i, p := range prefixes {
 		s.taken[p] = owner
+		s.next[i] = max(s.next[i], s.ranges[i].index(p)+1)
 	}
 	s.owners[owner] = slices.Clone(prefixes)
 	return nil
