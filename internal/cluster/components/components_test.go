@@ -39,6 +39,9 @@ func TestCommandLines(t *testing.T) {
 		if len(u.After) > 0 {
 			fmt.Fprintf(&out, "after %s\n", strings.Join(u.After, ", "))
 		}
+		if len(u.FirstAfter) > 0 {
+			fmt.Fprintf(&out, "the first time after %s\n", strings.Join(u.FirstAfter, ", "))
+		}
 		for i, word := range u.Command {
 			fmt.Fprintf(&out, "%s%s\n", strings.Repeat("  ", min(i, 1)), word)
 		}

@@ -51,6 +51,8 @@ func nodeUnits(in Input, node layout.Node) []supervise.Unit {
 		},
 		{
 			Name: Agent, Command: agentCommand(in, node), After: []string{name(VSwitchd), Bootstrap}, Probe: unixProbe(node.CNISocket()),
+			// The controller publishes the kinds of objects that the agent reads.
+			FirstAfter: []string{Controller},
 		},
 	} {
 		u.Name, u.Node = name(u.Name), node.Name
@@ -214,6 +216,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
   tolerate_missing_hugetlb_controller = true
+  # A device that a pod was given belongs to the pod's user: on the node, root owns /dev/kvm.
+  device_ownership_from_security_context = true
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = [%s]
     conf_dir = %s
