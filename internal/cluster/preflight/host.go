@@ -22,7 +22,7 @@ func Host(home, dir string) error {
 }
 
 // longestSocket is the longest path of a socket below a cluster's directory.
-const longestSocket = "/nodes/node-200/containerd/containerd.sock.ttrpc"
+const longestSocket = "/nodes/node-200/kubelet/device-plugins/kubelet.sock"
 
 // maxSocketPath is what fits into struct sockaddr_un.
 const maxSocketPath = 107

@@ -70,7 +70,7 @@ func TestDirectory(t *testing.T) {
 		"like run":    {"/runs", "/runs/a", ""},
 		"logs itself": {"/var/log", "/var/log/a", "PATCHBAY_HOME cannot lie below /var/log, which the nodes do not see; choose another directory"},
 		"too long": {long, long + "/default",
-			"the path " + long + "/default is 24 bytes too long for the sockets below it; choose a shorter --name or set PATCHBAY_HOME to a shorter directory"},
+			"the path " + long + "/default is 27 bytes too long for the sockets below it; choose a shorter --name or set PATCHBAY_HOME to a shorter directory"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
