@@ -18,8 +18,8 @@ const module = "patchbay/"
 var layers = [][]string{
 	{"cmd"},
 	{"internal/controller", "internal/quickstart"},
-	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/vm", "internal/volume"},
-	{"internal/guestshell"},
+	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/vm"},
+	{"internal/guestshell", "internal/volume"},
 	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool"},
 	{"internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
