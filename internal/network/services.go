@@ -95,6 +95,7 @@ func convertService(s *corev1.Service, endpoints []discoveryv1.EndpointSlice) to
 	out := topology.Service{
 		Namespace: s.Namespace, Name: s.Name,
 		AnyReadiness:  s.Spec.PublishNotReadyAddresses,
+		Affinity:      s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP,
 		InternalLocal: s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 	}
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
@@ -105,12 +106,6 @@ func convertService(s *corev1.Service, endpoints []discoveryv1.EndpointSlice) to
 		return out // headless
 	}
 	out.ExternalIPs = slices.Concat(addresses(s.Spec.ExternalIPs), balancerAddresses(s))
-	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
-		out.AffinitySeconds = int(corev1.DefaultClientIPServiceAffinitySeconds)
-		if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
-			out.AffinitySeconds = int(*c.ClientIP.TimeoutSeconds)
-		}
-	}
 	for _, p := range s.Spec.Ports {
 		out.Ports = append(out.Ports, topology.ServicePort{
 			Protocol: strings.ToLower(string(protocolOr(p.Protocol))), Port: uint16(p.Port), Endpoints: convertEndpoints(p, endpoints),

@@ -82,7 +82,7 @@ func TestConvertService(t *testing.T) {
 				}}},
 			},
 			want: topology.Service{
-				ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}, InternalLocal: true, AffinitySeconds: 60,
+				ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}, InternalLocal: true, Affinity: true,
 				ExternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")},
 			},
 		},
@@ -91,7 +91,7 @@ func TestConvertService(t *testing.T) {
 				Spec:   corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ClusterIPs: []string{"10.96.0.5"}, LoadBalancerSourceRanges: []string{"192.0.2.0/24"}, SessionAffinity: corev1.ServiceAffinityClientIP},
 				Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "192.0.2.2"}}}},
 			},
-			want: topology.Service{ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}, AffinitySeconds: 10800},
+			want: topology.Service{ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.5")}, Affinity: true},
 		},
 	}
 	for name, c := range cases {

@@ -3,15 +3,10 @@ package topology
 import (
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"patchbay/internal/ovn/nb"
 )
-
-// MaxAffinitySeconds is the longest time for which OVN 23.03 remembers which backend a client had. Kubernetes allows 86400;
-// a longer time is served by hashing the client's address instead, which is affinity without end.
-const MaxAffinitySeconds = 65535
 
 // hairpinSources are the addresses that a pod sees itself under when it reaches itself through a service.
 const hairpinSources = "169.254.169.5 fd69::5"
@@ -27,8 +22,8 @@ type Service struct {
 	ExternalIPs []netip.Addr
 	// InternalLocal is internalTrafficPolicy Local.
 	InternalLocal bool
-	// AffinitySeconds is 0 without session affinity.
-	AffinitySeconds int
+	// Affinity keeps a client with one endpoint, by its address.
+	Affinity bool
 	// AnyReadiness takes endpoints whether they are ready or not (publishNotReadyAddresses).
 	AnyReadiness bool
 	Ports        []ServicePort
@@ -133,11 +128,10 @@ func (s Service) loadBalancer(protocol, scope string, vips map[string]string) nb
 		// connections to a terminating pod must live on.
 		lb.Options["ct_flush"] = "true"
 	}
-	switch {
-	case s.AffinitySeconds > MaxAffinitySeconds:
+	if s.Affinity {
+		// By hash, which has no timeout. OVN's affinity_timeout drops the first packet of every session (23.03 and later), and
+		// on the userspace datapath all that follow: the repeated SYN is translated before it is looked up.
 		lb.SelectionFields = []nb.LoadBalancerSelectionFields{nb.LoadBalancerSelectionFieldsIPSrc, nb.LoadBalancerSelectionFieldsIPDst}
-	case s.AffinitySeconds > 0:
-		lb.Options["affinity_timeout"] = strconv.Itoa(s.AffinitySeconds)
 	}
 	return nb.NewRow(nb.LoadBalancerTable, lb.Name, lb)
 }

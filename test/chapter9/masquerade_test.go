@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // 9.2.1: the masquerade binding on the default pod network.
@@ -24,7 +23,7 @@ func TestMasquerade(t *testing.T) {
 		}
 	})
 	t.Run("9.2.1-C1 the guest gets its address by DHCP", func(t *testing.T) {
-		open.Eventually(cluster, time.Minute, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
+		open.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
 		if route := open.Run("ip -4 route show default"); !strings.Contains(route, "via 10.0.2.1") {
 			t.Errorf("default route %q, want one via 10.0.2.1", route)
 		}
@@ -68,7 +67,7 @@ func TestMasquerade(t *testing.T) {
 	})
 	t.Run("9.2.1-C11 the guest network can be chosen", func(t *testing.T) {
 		custom := cluster.Guest(t, ns, "custom")
-		custom.Eventually(cluster, time.Minute, "ip -4 -o addr show eth0", contains("inet 10.11.12.2/24"))
+		custom.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.11.12.2/24"))
 		if route := custom.Run("ip -4 route show default"); !strings.Contains(route, "via 10.11.12.1") {
 			t.Errorf("default route %q, want one via 10.11.12.1", route)
 		}
@@ -162,7 +161,7 @@ func bracket(ip string) string {
 // waitForWeb waits until a guest's web server answers, so that what follows does not measure its boot.
 func waitForWeb(t *testing.T, box toolbox, ip string) {
 	t.Helper()
-	cluster.Eventually(t, time.Minute, "the web server at "+ip, func() error {
+	cluster.Eventually(t, boot, "the web server at "+ip, func() error {
 		if got := box.connect(ip, 80); got != answered {
 			return fmt.Errorf("port 80: %s", got)
 		}

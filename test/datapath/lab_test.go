@@ -17,6 +17,7 @@ import (
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/netns"
 	"patchbay/internal/ovn"
+	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
 	"patchbay/internal/topology"
@@ -27,6 +28,7 @@ type theLab struct {
 	settings settings.Settings
 	nodes    []*labNode
 	pods     map[string]*labPod
+	services map[string][]nb.Row // by owner
 	daemons  map[string]*daemon
 
 	store *ovn.Store
@@ -61,7 +63,7 @@ var (
 )
 
 func startLab() error {
-	lab = &theLab{settings: settings.Default(), pods: map[string]*labPod{}, daemons: map[string]*daemon{}}
+	lab = &theLab{settings: settings.Default(), pods: map[string]*labPod{}, services: map[string][]nb.Row{}, daemons: map[string]*daemon{}}
 	for _, step := range []func() error{lab.startFabric, lab.startCentral, lab.startNodes, lab.startStore, lab.startPods} {
 		if err := step(); err != nil {
 			return errors.Join(err, lab.logs())
@@ -246,6 +248,9 @@ func (l *theLab) startStore() error {
 	}
 	for name, p := range l.pods {
 		l.store.Set("pod/"+name, topology.PodRows(p.Pod))
+	}
+	for owner, rows := range l.services {
+		l.store.Set(owner, rows)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -38,14 +38,14 @@ func TestDebian(t *testing.T) {
 	t.Logf("guest agent after %.1f s", time.Since(m.started).Seconds())
 	m.hasAddresses("eth0", debianLimit, "10.77.0.20/24", "fd77::40/64")
 	for command, want := range map[string]string{
-		"cat /etc/ran":                   "ran",
-		"hostname":                       "deb",
-		"ip route":                       "192.168.99.0/24 via 10.77.0.7 dev eth0",
-		"ip -6 route show default":       "via fd77::1 dev eth0",
-		"ip link show eth0":              "mtu 1400",
-		"cat /etc/resolv.conf":           "nameserver 10.77.0.53",
-		"cloud-init query v1.cloud_name": "nocloud",
-		"sudo -n id -u":                  "0",
+		"cat /etc/ran":                    "ran",
+		"hostname":                        "deb",
+		"ip route":                        "192.168.99.0/24 via 10.77.0.7 dev eth0",
+		"ip -6 route show default":        "via fd77::1 dev eth0",
+		"ip link show eth0":               "mtu 1400",
+		"cat /etc/resolv.conf":            "nameserver 10.77.0.53",
+		"cat /run/cloud-init/result.json": "DataSourceNoCloud",
+		"sudo -n id -u":                   "0",
 	} {
 		within(t, debianLimit, command, func() error {
 			if got := l.run(t, "cloud-user", "10.77.0.20:22", ssh.PublicKeys(signer), command, debianLimit); !strings.Contains(got, want) {

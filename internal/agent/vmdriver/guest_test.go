@@ -85,6 +85,7 @@ func TestRealGuest(t *testing.T) {
 	t.Run("agent restart", func(t *testing.T) { checkRestart(t, n, ask) })
 	t.Run("shutdown", func(t *testing.T) {
 		n.delete()
+		pod.Signal(t, syscall.SIGTERM) // as the kubelet does: the controller deletes the pod with its instance
 		n.waitEvent("Signaled Graceful Shutdown")
 		waitLong(t, "the guest's end", func() error {
 			if phase := n.vmi().Status.Phase; phase != virtv1.Succeeded {

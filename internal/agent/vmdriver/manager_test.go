@@ -98,6 +98,16 @@ func TestAgainstAPIServer(t *testing.T) {
 	if err := machine.Unpause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	setLabel(t, n, "")
+	n.nudge()
+	eventually(t, "a look at an instance without its label", func() bool {
+		machine, err := n.driver.Machine("default", "vm-1")
+		return err == nil && machine.VMI().Labels[virtv1.NodeNameLabel] == ""
+	})
+	if n.pod.stopped {
+		t.Error("an instance that lost a label lost its guest")
+	}
+	setLabel(t, n, "node-1")
 	if err := n.client.Delete(t.Context(), n.vmi()); err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +120,15 @@ func TestAgainstAPIServer(t *testing.T) {
 	n.waitEvent("Normal Stopped")
 	if got := slices.DeleteFunc(slices.Clone(n.events.events), func(e string) bool { return e != "Normal Started: VirtualMachineInstance started." }); len(got) != 1 {
 		t.Errorf("started %d times: %q", len(got), n.events.events)
+	}
+}
+
+// setLabel changes the label that the agent's cache selects by.
+func setLabel(t *testing.T, n *node, node string) {
+	t.Helper()
+	patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, virtv1.NodeNameLabel, node)
+	if err := n.client.Patch(t.Context(), n.vmi(), client.RawPatch(types.MergePatchType, patch)); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -48,10 +48,14 @@ func (m *machine) observe(ctx context.Context) (vmstate.Observed, error) {
 	return o, nil
 }
 
-// readVMI reads the instance. A cache that has not yet seen our own last write would have us act on the past.
+// readVMI reads the instance. One that is not in the cache may only have lost the label that the cache selects by, which is no
+// reason to end its guest. A cache that has not yet seen our own last write would have us act on the past.
 func (m *machine) readVMI(ctx context.Context) (*virtv1.VirtualMachineInstance, error) {
 	vmi := &virtv1.VirtualMachineInstance{}
 	err := m.driver.Client.Get(ctx, m.key, vmi)
+	if m.unlisted = apierrors.IsNotFound(err); m.unlisted {
+		err = m.driver.Live.Get(ctx, m.key, vmi)
+	}
 	if apierrors.IsNotFound(err) {
 		return nil, errGone
 	}
