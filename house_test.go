@@ -13,17 +13,18 @@ import (
 
 const module = "patchbay/"
 
-// layers lists concepts from the top down. A package imports packages of its own concept (the first path element below internal) and
-// of lower layers; nothing of its own layer or above.
+// layers lists concepts from the top down. A package belongs to the longest concept that is a prefix of its path. It imports packages of
+// its own concept and of lower layers; nothing of its own layer or above.
 var layers = [][]string{
 	{"cmd"},
-	{"internal/quickstart"},
-	{"internal/admission", "internal/agent", "internal/cluster", "internal/dns", "internal/image", "internal/network", "internal/subresource", "internal/vm", "internal/volume"},
-	{"internal/guestshell"},
-	{"internal/topology", "internal/migrate", "internal/macpool"},
+	{"internal/controller", "internal/quickstart"},
+	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/vm"},
+	{"internal/guestshell", "internal/volume"},
+	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool"},
 	{"internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
-	{"internal/settings", "api", "examples"},
+	{"internal/launcher/protocol", "internal/qemu/qmp"}, // what the agent's side and the pod's side share
+	{"internal/golden", "internal/podnetworks", "internal/settings", "api", "examples"},
 }
 
 // outside are trees that are not the product: tests, guests and tools may import what they need.
@@ -63,12 +64,12 @@ func under(path, tree string) bool { return path == tree || strings.HasPrefix(pa
 func place(path string) (layer int, concept string, ok bool) {
 	for n, concepts := range layers {
 		for _, c := range concepts {
-			if under(path, c) {
-				return n, c, true
+			if under(path, c) && len(c) > len(concept) {
+				layer, concept, ok = n, c, true
 			}
 		}
 	}
-	return 0, "", false
+	return layer, concept, ok
 }
 
 func isOutside(path string) bool {

@@ -5,6 +5,7 @@ go 1.26.8
 tool sigs.k8s.io/controller-tools/cmd/controller-gen
 
 require (
+	github.com/google/go-cmp v0.7.0
 	golang.org/x/tools v0.51.0
 	k8s.io/apiextensions-apiserver v0.37.0
 	k8s.io/apimachinery v0.37.0

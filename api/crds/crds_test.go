@@ -133,7 +133,7 @@ func manifests(t *testing.T, dir string) []string {
 	return paths
 }
 
-var clusterScoped = map[string]bool{"MigrationPolicy": true, "ClusterUserDefinedNetwork": true}
+var clusterScoped = map[string]bool{"MigrationPolicy": true, "ClusterUserDefinedNetwork": true, "NodeNetworkConfigurationPolicy": true}
 
 // load reads a manifest and what its first line wants the error to contain.
 func load(t *testing.T, path string) (object *unstructured.Unstructured, want string) {
@@ -160,7 +160,7 @@ func load(t *testing.T, path string) (object *unstructured.Unstructured, want st
 
 func TestColumnsAndShortNames(t *testing.T) {
 	ctx, c := applied(t)
-	for _, name := range []string{"masquerade", "instance", "migration", "kubevirt", "policy", "udn", "cudn", "nad", "multi-policy"} {
+	for _, name := range []string{"masquerade", "instance", "migration", "kubevirt", "policy", "hyperconverged", "udn", "cudn", "nad", "multi-policy", "nncp"} {
 		object, _ := load(t, filepath.Join("testdata", "accepted", name+".yaml"))
 		if err := c.Create(ctx, object); err != nil {
 			t.Fatal(err)
@@ -180,11 +180,13 @@ func TestColumnsAndShortNames(t *testing.T) {
 		{args: "vmims", columns: []string{"NAME", "PHASE", "VMI"}, row: "move-shop-01 shop-01"},
 		{args: "kv", columns: []string{"NAME", "AGE", "PHASE"}, row: "kubevirt "},
 		{args: "migrationpolicies", columns: []string{"NAME", "AGE"}, row: "slow "},
+		{args: "hco", columns: []string{"NAME", "AGE"}, row: "kubevirt-hyperconverged "},
 		{args: "udn", columns: []string{"NAME", "AGE"}, row: "blue "},
 		{args: "cudn", columns: []string{"NAME", "AGE"}, row: "shared "},
 		{args: "nad", columns: []string{"NAME", "AGE"}, row: "l2-flat "},
 		{args: "net-attach-def", columns: []string{"NAME", "AGE"}, row: "l2-flat "},
 		{args: "multi-policy", columns: []string{"NAME", "AGE"}, row: "web-only "},
+		{args: "nncp", columns: []string{"NAME", "STATUS", "REASON"}, row: "br1-eth1 "},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
 			out, problems, err := server.Kubectl(ctx, nil, append([]string{"get"}, strings.Fields(tc.args)...)...)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -46,7 +47,8 @@ func newStatusCommand() *cobra.Command {
 }
 
 func printStatus(w io.Writer, s cluster.Status) {
-	fmt.Fprintf(w, "Cluster    %s\nAPI        %s\nKubeconfig %s\nDatapath   %s, fabric MTU %d\n\n", s.Name, s.API, s.Kubeconfig, s.Datapath, s.MTU)
+	fmt.Fprintf(w, "Cluster    %s\nAPI        %s\nKubeconfig %s\nLogs       %s\nDatapath   %s, fabric MTU %d\n\n",
+		s.Name, s.API, s.Kubeconfig, filepath.Join(s.Directory, "logs"), s.Datapath, s.MTU)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "NODE\tREADY\tIPV4\tIPV6\tMESSAGE")
 	for _, n := range s.Nodes {
@@ -54,7 +56,7 @@ func printStatus(w io.Writer, s cluster.Status) {
 	}
 	fmt.Fprintln(table, "\nCOMPONENT\tHEALTHY\tPHASE\tPID\tUPTIME\tRESTARTS\tLOG\tMESSAGE")
 	for _, c := range s.Components {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", c.Name, yesNo(c.Healthy), c.Phase, number(c.PID), uptime(c.Since), c.Restarts, c.Log, c.Message)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", c.Name, yesNo(c.Healthy), c.Phase, number(c.PID), uptime(c.Since), c.Restarts, baseName(c.Log), c.Message)
 	}
 	table.Flush()
 }
@@ -64,6 +66,14 @@ func yesNo(b bool) string {
 		return "yes"
 	}
 	return "no"
+}
+
+// baseName shortens the path of a log; the directory stands above the table.
+func baseName(path string) string {
+	if path == "" {
+		return "-"
+	}
+	return filepath.Base(path)
 }
 
 func number(pid int) string {

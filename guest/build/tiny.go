@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"patchbay/internal/image"
@@ -48,6 +49,7 @@ func makeInitrd(work string, k *kernel, modules []string) (string, error) {
 	boot.Host("/bin/busybox", busybox)
 	boot.Link("/sbin/modprobe", "/bin/busybox") // the kernel calls it
 	boot.Host("/init", "guest/initrd/init")
+	boot.Bytes("/etc/modules", 0o644, []byte(strings.Join(modules, " ")+"\n"))
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/root"} {
 		boot.Dir(dir, 0o755, 0, 0)
 	}
@@ -178,6 +180,10 @@ func addPrograms(tree *image.Tree, stage string, programs []string) error {
 	return nil
 }
 
+// crashing are applets that die when they resolve a name: Debian's static busybox (1.35, glibc 2.36) loads the shared libraries of
+// the name service into itself. curl, and getent of the real libc, do what they did.
+var crashing = []string{"usr/bin/wget", "usr/bin/telnet", "usr/bin/ftpget", "usr/bin/ftpput", "usr/bin/rdate", "usr/bin/tftp"}
+
 // addApplets links busybox under every name that nothing else has.
 func addApplets(tree *image.Tree, busybox string) error {
 	names, err := run(busybox, "--list-full")
@@ -185,7 +191,7 @@ func addApplets(tree *image.Tree, busybox string) error {
 		return err
 	}
 	for name := range strings.FieldsSeq(names) {
-		if !tree.Has(name) {
+		if !tree.Has(name) && !slices.Contains(crashing, name) {
 			tree.Link("/"+name, "/bin/busybox")
 		}
 	}

@@ -1,9 +1,11 @@
 package admission
 
 import (
+	"context"
 	"slices"
 
 	virtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // Defaults of a cluster that nobody configured. The machine type is that of the oldest QEMU we support, so that a machine keeps
@@ -69,6 +71,18 @@ func PolicyFrom(kv *virtv1.KubeVirt) Policy {
 		p.Gates = gates(d.FeatureGates, d.DisabledFeatureGates)
 	}
 	return p
+}
+
+// PolicyOf gives the policy of a KubeVirt object at the time it is asked; the default one while there is no object. Give it a
+// reader that caches: it is asked at every admission.
+func PolicyOf(reader client.Reader, key client.ObjectKey) func() Policy {
+	return func() Policy {
+		kv := &virtv1.KubeVirt{}
+		if err := reader.Get(context.Background(), key, kv); err != nil {
+			return DefaultPolicy()
+		}
+		return PolicyFrom(kv)
+	}
 }
 
 func gates(enabled, disabled []string) func(string) bool {

@@ -22,6 +22,7 @@ import (
 
 	"patchbay/api/crds"
 	"patchbay/internal/admission"
+	"patchbay/internal/cluster/bootstrap"
 	"patchbay/test/apiserver"
 )
 
@@ -34,7 +35,11 @@ func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	if err := crds.Apply(ctx, server.Config); err != nil {
+	if err := bootstrap.Apply(ctx, server.Config, nil); err != nil {
+		t.Fatal(err)
+	}
+	own := server.As(admission.ControllerUser) // everything must work with the rights of the controller
+	if err := crds.Apply(ctx, own); err != nil {
 		t.Fatal(err)
 	}
 	types := runtime.NewScheme()
@@ -51,16 +56,15 @@ func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(
 		return c
 	}
 	admin = connect(server.Config)
-	hooks := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: admin})
+	hooks := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: connect(own)})
 	pair := serve(t, hooks)
-	if err := hooks.Install(ctx, server.Config, "https://"+apiserver.Address+":9443", pair); err != nil {
+	if err := hooks.Install(ctx, own, "https://"+apiserver.Address+":9443", pair); err != nil {
 		t.Fatal(err)
 	}
 	waitActive(ctx, t, admin)
 	return ctx, admin, func(user string) client.Client {
-		config := rest.CopyConfig(server.Config)
-		config.Impersonate.UserName = user
-		config.Impersonate.Groups = []string{"system:masters"}
+		config := server.As(user)
+		config.Impersonate.Groups = []string{"patchbay:agents"} // what agents' certificates say; it gives the controller nothing
 		return connect(config)
 	}
 }

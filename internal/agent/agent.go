@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -112,7 +113,7 @@ func open(ctx context.Context, c Config) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read kubeconfig: %w", err)
 	}
-	if h.Manager, err = newManager(config, c); err != nil {
+	if h.Manager, err = newManager(ctx, config, c); err != nil {
 		return nil, err
 	}
 	if err := h.openPods(); err != nil {
@@ -128,21 +129,39 @@ func open(ctx context.Context, c Config) (*Host, error) {
 	return h, nil
 }
 
-func newManager(config *rest.Config, c Config) (manager.Manager, error) {
+func newManager(ctx context.Context, config *rest.Config, c Config) (manager.Manager, error) {
 	config.UserAgent = "patchbay-agent/" + c.Node
 	// Requests of pods that start together must not wait for each other; the API server has its own fairness.
 	config.QPS = -1
 	graceful := 5 * time.Second
-	m, err := manager.New(config, manager.Options{
+	options := manager.Options{
 		Scheme:                  newScheme(),
-		Cache:                   cacheOptions(c.Node),
+		MapperProvider:          newMapper,
+		Cache:                   withMachines(cacheOptions(c.Node), c.Node),
 		Metrics:                 server.Options{BindAddress: "0"},
 		GracefulShutdownTimeout: &graceful,
-	})
+	}
+	var m manager.Manager
+	said := ""
+	err := backoff.Retry(func() (err error) {
+		m, err = manager.New(config, options)
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			c.Log.Info("waiting for the API server and its kinds", "reason", said)
+		}
+		return err
+	}, backoff.WithContext(patient(), ctx))
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
 	return m, nil
+}
+
+// patient retries soon and never gives up: in a new cluster the controller registers the kinds while the agents start.
+func patient() backoff.BackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.MaxElapsedTime = 100*time.Millisecond, time.Second, 0
+	return b
 }
 
 // cacheOptions keep the agent's memory proportional to its own node.

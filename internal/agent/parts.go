@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/knftables"
 
@@ -22,13 +23,16 @@ func Parts() []Part {
 	return []Part{
 		{"node network", addNodeNetwork},
 		{"CNI server", addCNI},
+		{"virtual machines", addMachines},
+		{"volumes", addVolumes},
 	}
 }
 
 // newScheme holds the API types that the parts read and write.
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	_ = clientgoscheme.AddToScheme(s) // adds to a map; cannot fail
+	_ = clientgoscheme.AddToScheme(s) // these add to a map; they cannot fail
+	_ = virtv1.AddToScheme(s)
 	return s
 }
 

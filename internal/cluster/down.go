@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/supervise"
 	"patchbay/internal/cluster/teardown"
@@ -38,9 +36,7 @@ func Down(ctx context.Context, c layout.Cluster) (teardown.Report, error) {
 		held.release()
 		return report, fmt.Errorf("cluster %q is not removed completely: %w; run `patchbay down` again", c.Name, err)
 	}
-	err = errors.Join(unmergeErr, held.remove())
-	_ = unix.Rmdir(c.Home) // stays when there are other clusters
-	return report, err
+	return report, errors.Join(unmergeErr, leaveNoTrace(c, held))
 }
 
 // supervisorProcess is the running supervisor, or nil.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -25,17 +24,6 @@ import (
 
 // supervisorUnit is the supervisor's own name among its units' marks.
 const supervisorUnit = "supervisor"
-
-// absentCommands finds components whose command is not built in yet, which only happens on branches under development.
-func absentCommands(program string) []string {
-	var absent []string
-	for _, name := range []string{components.Controller, components.DNS, components.Agent} {
-		if exec.Command(program, name, "--help").Run() != nil {
-			absent = append(absent, name)
-		}
-	}
-	return absent
-}
 
 func supervisorLock(c layout.Cluster) string { return filepath.Join(c.Run(), "supervisor.lock") }
 
@@ -110,8 +98,7 @@ func unitsOf(c layout.Cluster, spec Spec, api *proxy) ([]supervise.Unit, error) 
 	}
 	return components.List(components.Input{
 		Cluster: c, Nodes: spec.Nodes, Settings: spec.settings(), Programs: programs, KernelDatapath: kernel, SandboxImage: images.SandboxName,
-		Absent: absentCommands(programs.Patchbay),
-		Hooks:  hooks,
+		Hooks: hooks,
 	}), nil
 }
 

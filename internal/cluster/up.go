@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/preflight"
 	"patchbay/internal/cluster/supervise"
@@ -46,11 +48,11 @@ func Up(ctx context.Context, r UpRequest) (Status, error) {
 	defer held.release()
 	spec, isNew, err := r.spec()
 	if err != nil {
-		return Status{}, err
+		return Status{}, errors.Join(err, leaveNoTrace(r.Cluster, held))
 	}
 	if isNew {
 		if err := preflight.NewCluster(r.Cluster, spec.Nodes, spec.APIPort); err != nil {
-			return Status{}, err
+			return Status{}, errors.Join(err, leaveNoTrace(r.Cluster, held))
 		}
 	}
 	if err := spec.writeFiles(r.Cluster); err != nil {
@@ -64,6 +66,13 @@ func Up(ctx context.Context, r UpRequest) (Status, error) {
 		return Status{}, err
 	}
 	return ReadStatus(ctx, r.Cluster)
+}
+
+// leaveNoTrace undoes the locking of a cluster that was not made.
+func leaveNoTrace(c layout.Cluster, held *lock) error {
+	err := held.remove()
+	_ = unix.Rmdir(c.Home) // stays when there are other clusters
+	return err
 }
 
 // lockCluster keeps two commands from changing one cluster at the same time.

@@ -10,10 +10,15 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	virtv1 "kubevirt.io/api/core/v1"
 	migrationsv1 "kubevirt.io/api/migrations/v1alpha1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	hcov1beta1 "patchbay/api/hco/v1beta1"
+	ovnv1 "patchbay/api/ovn/v1"
+	"patchbay/api/policies"
 	"patchbay/internal/admission"
 	"patchbay/internal/cluster/layout"
+	"patchbay/internal/hyperconverged"
 	"patchbay/internal/network"
 	"patchbay/internal/subresource"
 	"patchbay/internal/vm"
@@ -24,6 +29,8 @@ import (
 // hands it what it needs, and a line in this list.
 func Parts() []Part {
 	return []Part{
+		{"policies", addPolicies},
+		{"configuration", addConfiguration},
 		{"admission", addAdmission},
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
@@ -35,15 +42,26 @@ func Parts() []Part {
 // newScheme holds the API types that the parts read and write.
 func newScheme() *apiruntime.Scheme {
 	s := apiruntime.NewScheme()
-	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme} {
+	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme} {
 		_ = add(s) // adds to a map; cannot fail
 	}
 	return s
 }
 
+// addPolicies gives the API server the rules that it keeps by itself.
+func addPolicies(_ context.Context, h *Host) error {
+	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error { return policies.Apply(ctx, h.REST) }))
+}
+
+// addConfiguration keeps the objects in which the administrator's decisions are read.
+func addConfiguration(_ context.Context, h *Host) error {
+	return hyperconverged.SetupWithManager(h.Manager, h.Direct)
+}
+
 // addAdmission serves the webhooks and registers them; until then nothing asks them, so no object is refused for want of us.
 func addAdmission(_ context.Context, h *Host) error {
-	server := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: h.Manager.GetClient()})
+	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient()})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)

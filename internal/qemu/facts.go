@@ -30,6 +30,8 @@ type Facts struct {
 	EFI *EFI
 	// Now places guests whose clock has an offset or a time zone; others do not need it.
 	Now time.Time
+	// Ports is the number of PCI root ports a migration target must have, as its source has them; 0 lets Plan choose.
+	Ports int
 	// Incoming makes a migration target: QEMU waits for migrate-incoming.
 	Incoming bool
 }

@@ -99,7 +99,7 @@ func (d *demo) balance(ctx context.Context, shell *guestshell.Shell, from Machin
 	}
 	d.Progress(fmt.Sprintf("%s asks Service %s", from.Name, d.service))
 	// the web servers of both guests have to be up before the balance means something
-	out, err := shell.Run(ctx, fmt.Sprintf(`for n in $(seq %d); do until wget -T2 -qO- http://%s/hostname 2>/dev/null; do sleep 0.2; done; echo; done`,
+	out, err := shell.Run(ctx, fmt.Sprintf(`for n in $(seq %d); do until curl -sfm2 http://%s/hostname 2>/dev/null; do sleep 0.2; done; echo; done`,
 		requests, d.service))
 	if err != nil {
 		return Balance{}, err

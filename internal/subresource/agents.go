@@ -1,17 +1,12 @@
 package subresource
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -25,7 +20,7 @@ import (
 const agentPatience = 30 * time.Second
 
 // errPauseProbe: a liveness probe that is not the guest agent's would kill a paused machine.
-var errPauseProbe = errors.New("Pausing VMIs with a non-GuestAgentPing LivenessProbe is not supported")
+const errPauseProbe published = "Pausing VMIs with a non-GuestAgentPing LivenessProbe is not supported"
 
 func newTransport(c Config) *http.Transport {
 	return &http.Transport{
@@ -100,31 +95,4 @@ func tail(r *http.Request) string {
 		return "portforward/" + port + "/" + protocol
 	}
 	return r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]
-}
-
-// AgentTLS makes the client side of mutual TLS with agents out of the controller's directory of tls.crt, tls.key and ca.crt.
-func AgentTLS(dir string) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
-	if err != nil {
-		return nil, fmt.Errorf("load the controller's certificate: %w", err)
-	}
-	authority, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		return nil, fmt.Errorf("load the agents' authority: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(authority) {
-		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(dir, "ca.crt"))
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: roots}, nil
-}
-
-// ServerTLS makes the server side out of the same directory. Clients are asked for a certificate and not required to have one:
-// webhooks are called without, and the aggregated API checks it against the API server's front-proxy authority.
-func ServerTLS(dir string) (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
-	if err != nil {
-		return nil, fmt.Errorf("load the controller's certificate: %w", err)
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequestClientCert}, nil
 }

@@ -16,12 +16,17 @@ var (
 	instanceKind = schema.GroupResource{Group: "kubevirt.io", Resource: "virtualmachineinstance"}
 )
 
+// published is an error in the words of published releases, which clients compare.
+type published string
+
+func (p published) Error() string { return string(p) }
+
 func machineConflict(name, text string) error {
-	return apierrors.NewConflict(machineKind, name, errors.New(text))
+	return apierrors.NewConflict(machineKind, name, published(text))
 }
 
 func instanceConflict(name, text string) error {
-	return apierrors.NewConflict(instanceKind, name, errors.New(text))
+	return apierrors.NewConflict(instanceKind, name, published(text))
 }
 
 // notServed is what the API server itself says of a path that it does not know.

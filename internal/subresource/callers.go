@@ -99,8 +99,8 @@ func (s *Server) authorize(r *http.Request, v verb, caller user.Info) error {
 	}
 	if !review.Status.Allowed {
 		return apierrors.NewForbidden(schema.GroupResource{Group: Group, Resource: v.name()}, r.PathValue("name"),
-			fmt.Errorf("User %q cannot %s resource %q in API group %q in the namespace %q",
-				caller.GetName(), v.action(), v.name(), Group, r.PathValue("namespace")))
+			published(fmt.Sprintf("User %q cannot %s resource %q in API group %q in the namespace %q",
+				caller.GetName(), v.action(), v.name(), Group, r.PathValue("namespace"))))
 	}
 	return nil
 }

@@ -2,11 +2,8 @@ package subresource
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -28,11 +25,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
-	"patchbay/test/apiserver"
+	"patchbay/test/fakeagent"
 )
-
-// nodeAddress is what the node object says; the fixture's agent is dialled instead.
-const nodeAddress = "192.0.2.11"
 
 func types(t *testing.T) *runtime.Scheme {
 	t.Helper()
@@ -49,15 +43,15 @@ func types(t *testing.T) *runtime.Scheme {
 type world struct {
 	client client.Client
 	server *httptest.Server
-	agent  *fakeAgent
+	agent  *fakeagent.Agent
 }
 
 // newWorld holds objects; alice may do everything that forbid does not name.
 func newWorld(t *testing.T, forbid string, objects ...client.Object) *world {
 	t.Helper()
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}}
-	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "node-1"}, {Type: corev1.NodeInternalIP, Address: nodeAddress}}
-	w := &world{agent: newFakeAgent(t)}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "node-1"}, {Type: corev1.NodeInternalIP, Address: fakeagent.Address}}
+	w := &world{agent: fakeagent.Start(t)}
 	known := types(t)
 	// The fake's own tracker keeps managed fields and cannot do so for unsigned numbers, of which these types have some.
 	tracker := clienttesting.NewObjectTracker(known, serializer.NewCodecFactory(known).UniversalDecoder())
@@ -73,7 +67,7 @@ func newWorld(t *testing.T, forbid string, objects ...client.Object) *world {
 			return c.Create(ctx, o, opts...)
 		}}).Build()
 	api := NewServer(Config{
-		Client: w.client, AgentTLS: w.agent.clientTLS(t, "patchbay:controller"), Dial: w.agent.dial,
+		Client: w.client, AgentTLS: w.agent.ClientTLS(t, "patchbay:controller"), Dial: w.agent.Dial,
 		Authenticator: authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
 			name := r.Header.Get("X-Remote-User")
 			return &authenticator.Response{User: &user.DefaultInfo{Name: name}}, name != "", nil
@@ -132,82 +126,6 @@ func vmi(t *testing.T, name, text string) *virtv1.VirtualMachineInstance {
 	object := parse[virtv1.VirtualMachineInstance](t, text)
 	object.Name, object.Namespace = name, "shop"
 	return object
-}
-
-// fakeAgent is a node agent that answers every request with what it was asked, and websockets with an echo.
-type fakeAgent struct {
-	server    *httptest.Server
-	authority *apiserver.Authority
-	seen      chan *http.Request
-}
-
-func newFakeAgent(t *testing.T) *fakeAgent {
-	t.Helper()
-	authority, err := apiserver.NewAuthority()
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &fakeAgent{authority: authority, seen: make(chan *http.Request, 16)}
-	a.server = httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(authority.PEM)
-	a.server.TLS = &tls.Config{
-		Certificates: []tls.Certificate{a.issue(t, "patchbay:agent:node-1", nodeAddress)},
-		ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: pool, NextProtos: []string{"http/1.1"},
-	}
-	a.server.StartTLS()
-	t.Cleanup(a.server.Close)
-	return a
-}
-
-func (a *fakeAgent) issue(t *testing.T, name string, addresses ...string) tls.Certificate {
-	t.Helper()
-	issued, err := a.authority.Issue(name, nil, addresses...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := tls.X509KeyPair(issued.Certificate, issued.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair
-}
-
-func (a *fakeAgent) clientTLS(t *testing.T, name string) *tls.Config {
-	t.Helper()
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(a.authority.PEM)
-	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool, Certificates: []tls.Certificate{a.issue(t, name)}}
-}
-
-func (a *fakeAgent) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	if address != nodeAddress+":"+AgentPort {
-		return nil, &net.AddrError{Err: "no agent listens there", Addr: address}
-	}
-	return (&net.Dialer{}).DialContext(ctx, network, a.server.Listener.Addr().String())
-}
-
-func (a *fakeAgent) serve(w http.ResponseWriter, r *http.Request) {
-	a.seen <- r.Clone(context.Background())
-	if !websocket.IsWebSocketUpgrade(r) {
-		writeText(w, http.StatusOK, r.Method+" "+r.URL.RequestURI())
-		return
-	}
-	up := websocket.Upgrader{Subprotocols: []string{"plain.kubevirt.io"}}
-	conn, err := up.Upgrade(w, r, nil)
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	for {
-		kind, data, err := conn.ReadMessage()
-		if err != nil {
-			return
-		}
-		if err := conn.WriteMessage(kind, data); err != nil {
-			return
-		}
-	}
 }
 
 // checkEcho sends a message through a websocket and wants it back unchanged.

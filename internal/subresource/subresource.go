@@ -32,7 +32,7 @@ type Config struct {
 	Client client.Client
 	// Authenticator finds out who asks; FrontProxy makes the one that trusts the API server.
 	Authenticator authenticator.Request
-	// AgentTLS is how agents are called: the controller's certificate and the agents' authority.
+	// AgentTLS is how agents are called: with the controller's certificate, trusting the agents' authority.
 	AgentTLS *tls.Config
 	// Dial connects to agents; nil means the process's own network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -41,7 +41,8 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Server is the handler of everything below /apis, /openapi and the health checks that the API server asks of an aggregated API.
+// Server is the handler of everything below /apis, /openapi and the health checks that the API server asks of an aggregated API. It
+// must be served over TLS that asks clients for a certificate (tls.RequestClientCert), which the Authenticator looks at.
 type Server struct {
 	Config
 	mux       *http.ServeMux

@@ -153,7 +153,7 @@ func TestRefusals(t *testing.T) {
 			if tc.code == 500 && !strings.HasPrefix(kind, "text/plain") {
 				t.Errorf("content type %s, want plain text", kind)
 			}
-			if len(w.agent.seen) > 0 {
+			if len(w.agent.Seen) > 0 {
 				t.Error("the agent was asked")
 			}
 		})
@@ -196,7 +196,7 @@ func TestAgentIsAsked(t *testing.T) {
 		method, path, _ := strings.Cut(request, " ")
 		code, _, body := w.do(t, "alice", method, "/v1/namespaces/shop/"+path, "")
 		equal(t, request, []any{200, want}, []any{code, body})
-		seen := <-w.agent.seen
+		seen := <-w.agent.Seen
 		if name := seen.TLS.PeerCertificates[0].Subject.CommonName; name != "patchbay:controller" {
 			t.Errorf("%s: the agent was asked by %s", request, name)
 		}
@@ -221,7 +221,7 @@ func TestStreams(t *testing.T) {
 
 func TestAgentThatIsAway(t *testing.T) {
 	w := newWorld(t, "", vmi(t, "web", up+"}"), vmi(t, "lost", "status: {phase: Running, nodeName: node-9, interfaces: [{name: a}]}"))
-	w.agent.server.Close()
+	w.agent.Stop()
 	code, kind, body := w.do(t, "alice", "PUT", "/v1/namespaces/shop/virtualmachineinstances/web/pause", "")
 	if want := "the agent of node node-1 does not answer"; code != 500 || !strings.Contains(message(t, kind, body), want) {
 		t.Errorf("%d %s, want 500 with %q", code, body, want)

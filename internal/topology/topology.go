@@ -12,6 +12,7 @@ package topology
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,6 +45,9 @@ const aclProbes = 32000
 
 // Ranges of the transit switch, where tenants' routers meet the cluster router. The first address is the cluster router's.
 var transitRanges = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd98::/64")}
+
+// Transit are the ranges of the transit switch: what tenants' routers send towards the outside comes from there.
+func Transit() []netip.Prefix { return slices.Clone(transitRanges) }
 
 // ManagementPort is the logical port of a node's management interface.
 func ManagementPort(node string) string { return "k8s-" + node }

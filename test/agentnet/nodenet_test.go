@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,28 @@ func TestLoadBalancerAddressAndSourceRanges(t *testing.T) {
 	}
 }
 
+func TestHostPort(t *testing.T) {
+	b := newBench(t)
+	p, other := newPod(t, b.kube), newPod(t, b.kube)
+	b.add(t, p)
+	b.add(t, other)
+	serve(t, p.netns, netip.AddrPortFrom(p.ip, 8080))
+	serve(t, p.netns, netip.AddrPortFrom(p.ip6, 8080))
+	standNetwork(t, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "red", Name: p.name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Ports: []corev1.ContainerPort{{ContainerPort: 8080, HostPort: 9090}}}}},
+		Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: p.ip.String()}, {IP: p.ip6.String()}}},
+	})
+	for from, want := range map[string]string{lab.outside: outsideIP.Addr().String(), other.netns: "10.128.0.2", netns.Own: "10.128.0.2"} {
+		if got := call(t, from, netip.AddrPortFrom(nodeIP.Addr(), 9090)); got != want {
+			t.Errorf("the pod sees %q, want %s", got, want)
+		}
+	}
+	if got := call(t, lab.outside, netip.AddrPortFrom(nodeIP6.Addr(), 9090)); got != outside6.Addr().String() {
+		t.Errorf("the pod sees %q", got)
+	}
+}
+
 // A service whose endpoint is a host: OVN would send the node's own packet back to the node.
 func TestNodeReachesServicesOfHosts(t *testing.T) {
 	b := newBench(t)
@@ -253,7 +276,16 @@ func TestRulesAreStable(t *testing.T) {
 	if after := ruleset(t); after != before {
 		t.Errorf("applied twice, the rules changed:\n%s\nbefore:\n%s", after, before)
 	}
+	must(t, run("nft", "delete", "table", "inet", nodenet.Table))
+	again := standNetwork(t) // as an agent that restarts
+	again.apply(t)
+	if got, want := handles.ReplaceAllString(ruleset(t), ""), handles.ReplaceAllString(before, ""); got != want {
+		t.Errorf("after somebody removed them, the rules are:\n%s\nbefore:\n%s", got, want)
+	}
 }
+
+// handles are the kernel's numbers of rules.
+var handles = regexp.MustCompile(` # handle \d+`)
 
 // ruleset lists the rules with their handles, which change when a rule is written anew.
 func ruleset(t *testing.T) string {

@@ -71,7 +71,7 @@ func Start(ctx context.Context) (*Server, error) {
 }
 
 func (s *Server) start(ctx context.Context) (err error) {
-	engine, err := findEngine()
+	engine, err := find("patchbay-kube")
 	if err != nil {
 		return err
 	}
@@ -108,6 +108,13 @@ func (s *Server) UserConfig(token string) *rest.Config {
 // Plain reaches the API server as a user without any right but what bindings give to "plain" or the group "plain-users".
 func (s *Server) Plain() *rest.Config { return s.UserConfig(userToken) }
 
+// As reaches the API server as any user, with the rights that roles give that name.
+func (s *Server) As(user string) *rest.Config {
+	config := s.UserConfig(adminToken)
+	config.Impersonate.UserName = user
+	return config
+}
+
 // Dial connects from inside the namespace.
 func (s *Server) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	doErr := s.space.do(func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, address) })
@@ -122,11 +129,17 @@ func (s *Server) Listen(address string) (l net.Listener, err error) {
 
 // Kubectl runs kubectl in the namespace and returns its standard output and standard error.
 func (s *Server) Kubectl(ctx context.Context, stdin io.Reader, args ...string) (stdout, stderr string, err error) {
-	engine, err := findEngine()
+	return s.Program(ctx, stdin, "patchbay-kube", append([]string{"kubectl", "--cache-dir", filepath.Join(s.dir, "cache")}, args...)...)
+}
+
+// Program runs a client of bin/ in the namespace, with a kubeconfig of the cluster's administrator in its environment.
+func (s *Server) Program(ctx context.Context, stdin io.Reader, name string, args ...string) (stdout, stderr string, err error) {
+	program, err := find(name)
 	if err != nil {
 		return "", "", err
 	}
-	cmd := exec.CommandContext(ctx, engine, append([]string{"kubectl", "--kubeconfig", s.Kubeconfig, "--cache-dir", filepath.Join(s.dir, "cache")}, args...)...)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+s.Kubeconfig)
 	return s.space.output(cmd, stdin)
 }
 
@@ -178,20 +191,20 @@ func ready(ctx context.Context, client *http.Client, url string) bool {
 	return response.StatusCode == http.StatusOK
 }
 
-// findEngine looks for bin/patchbay-kube upwards from the test's directory.
-func findEngine() (string, error) {
+// find looks for a program in bin/ upwards from the test's directory.
+func find(name string) (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", err
 	}
 	for {
-		candidate := filepath.Join(dir, "bin", "patchbay-kube")
+		candidate := filepath.Join(dir, "bin", name)
 		if _, err := os.Stat(candidate); err == nil {
 			return candidate, nil
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", errors.New("no bin/patchbay-kube in this or any parent directory; build it with `make bin/patchbay-kube`")
+			return "", fmt.Errorf("no bin/%s in this or any parent directory; build it with `make bin/%s`", name, name)
 		}
 		dir = parent
 	}

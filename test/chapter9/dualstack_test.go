@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -50,7 +49,7 @@ func TestDualStack(t *testing.T) {
 		}
 	})
 	t.Run("9.2.2-C1 cloud-init sets the IPv6 address", func(t *testing.T) {
-		guest.Eventually(cluster, time.Minute, "ip -6 -o addr show eth0 scope global", contains("inet6 fd10:0:2::2/120"))
+		guest.Eventually(cluster, boot, "ip -6 -o addr show eth0 scope global", contains("inet6 fd10:0:2::2/120"))
 	})
 	t.Run("9.2.2-C4 default address and gateway", func(t *testing.T) {
 		if route := guest.Run("ip -6 route show default"); !strings.Contains(route, "via fd10:0:2::1") {
@@ -67,7 +66,7 @@ func TestDualStack(t *testing.T) {
 	})
 	t.Run("9.2.2-C7 both families lead to the VM and back", func(t *testing.T) {
 		for i, ip := range ips {
-			seen, err := box.run("wget -T5 -qO- http://" + bracket(ip) + "/client")
+			seen, err := box.run("curl -sfm5 http://" + bracket(ip) + "/client")
 			if err != nil || seen != box.ips[i] {
 				t.Errorf("the guest saw %q (%v), want the client's own address %s", seen, err, box.ips[i])
 			}
@@ -82,7 +81,7 @@ func TestDualStack(t *testing.T) {
 	})
 	t.Run("9.2.2-C2 the block decides address and gateway", func(t *testing.T) {
 		block := cluster.Guest(t, ns, "block")
-		block.Eventually(cluster, time.Minute, "ip -6 -o addr show eth0 scope global", contains("inet6 fd20:0:3::2/120"))
+		block.Eventually(cluster, boot, "ip -6 -o addr show eth0 scope global", contains("inet6 fd20:0:3::2/120"))
 		block.Run("ping -6 -c1 -W5 fd20:0:3::1")
 		block.Run("ping -6 -c1 -W5 " + ipv6(box.ips))
 	})
@@ -93,7 +92,7 @@ func TestDualStack(t *testing.T) {
 		}
 	})
 	t.Run("9.2.2-C5 a block too small for two addresses is an error", func(t *testing.T) {
-		cluster.Eventually(t, time.Minute, "the VM says that its block is too small", func() error {
+		cluster.Eventually(t, boot, "the VM says that its block is too small", func() error {
 			out, err := cluster.Kubectl(t.Context(), "get", "events", "-n", ns, "-o", "jsonpath={.items[*].message}")
 			if err == nil && !strings.Contains(out, "VM CIDR subnet is too small, at least 2 host addresses are required") {
 				err = fmt.Errorf("events: %s", out)
@@ -107,7 +106,7 @@ func TestDualStack(t *testing.T) {
 	})
 	t.Run("9.2.2-C7 a guest without static addresses gets IPv6 by DHCPv6 and router advertisement", func(t *testing.T) {
 		auto := cluster.Guest(t, ns, "auto")
-		auto.Eventually(cluster, time.Minute, "ip -6 -o addr show eth0 scope global", contains("inet6 fd10:0:2::2/"))
+		auto.Eventually(cluster, boot, "ip -6 -o addr show eth0 scope global", contains("inet6 fd10:0:2::2/"))
 		auto.Run("ping -6 -c1 -W5 " + ipv6(box.ips))
 	})
 }

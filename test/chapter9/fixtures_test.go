@@ -6,8 +6,16 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"patchbay/test/local"
+)
+
+// How long things may take before a test gives up: generous, because guests are emulated and the machine may be busy. No test
+// measures time.
+const (
+	boot = 3 * time.Minute // an emulated guest's services
+	soon = time.Minute     // a change to take effect
 )
 
 // vmManifest is a virtual machine with one masquerade NIC. Extra lines can be put into the interface, the network, the

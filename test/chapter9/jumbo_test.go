@@ -1,10 +1,10 @@
 package chapter9
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // podMTU follows from fabricMTU.
@@ -20,7 +20,7 @@ func TestJumboFrames(t *testing.T) {
 	one, two := cluster.Guest(t, ns, "one"), cluster.Guest(t, ns, "two")
 
 	t.Run("9.2.3-C2 the VM takes the cluster's MTU", func(t *testing.T) {
-		one.Eventually(cluster, time.Minute, "cat /sys/class/net/eth0/mtu", func(s string) bool { return s == fmt.Sprint(podMTU) })
+		one.Eventually(cluster, boot, "cat /sys/class/net/eth0/mtu", func(s string) bool { return s == fmt.Sprint(podMTU) })
 	})
 	t.Run("9.2.3-C3 the virtio device carries the MTU", func(t *testing.T) {
 		device := cluster.Guest(t, ns, "device")
@@ -29,13 +29,22 @@ func TestJumboFrames(t *testing.T) {
 		}
 	})
 	t.Run("9.2.3-C4 the DHCP reply carries the MTU", func(t *testing.T) {
-		lease := one.Run("cat /run/patchbay/eth0.lease")
-		if !strings.Contains(lease, fmt.Sprintf("mtu=%d", podMTU)) {
-			t.Errorf("the lease lacks the MTU %d:\n%s", podMTU, lease)
+		var state struct {
+			Interfaces []struct {
+				Name  string
+				DHCP4 struct{ Options map[string]string }
+			}
+		}
+		if err := json.Unmarshal([]byte(one.Run("curl -sf http://localhost/state")), &state); err != nil {
+			t.Fatal(err)
+		}
+		const interfaceMTU = "26" // DHCP option
+		if len(state.Interfaces) != 1 || state.Interfaces[0].DHCP4.Options[interfaceMTU] != fmt.Sprint(podMTU) {
+			t.Errorf("the lease lacks the MTU %d: %+v", podMTU, state.Interfaces)
 		}
 	})
 	t.Run("9.2.3-C1 jumbo frames pass unfragmented", func(t *testing.T) {
-		two.Eventually(cluster, time.Minute, "ip -4 -o addr show eth0", contains("inet "))
+		two.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet "))
 		ips := cluster.Running(t, ns, "two").Status.Interfaces[0].IPs
 		for _, ip := range ips {
 			header := 28 // IPv4 and ICMP
@@ -44,7 +53,7 @@ func TestJumboFrames(t *testing.T) {
 			}
 			fragments := "awk '/^Ip:/ {n++; if (n == 2) print $(NF-2)+$NF}' /proc/net/snmp; awk '/Ip6FragCreates/ {print $2}' /proc/net/snmp6"
 			before := one.Run(fragments)
-			one.Eventually(cluster, 30*time.Second, fmt.Sprintf("ping -c2 -W3 -s %d %s", podMTU-header, ip), contains(" 0% packet loss"))
+			one.Eventually(cluster, boot, fmt.Sprintf("ping -c2 -W3 -s %d %s", podMTU-header, ip), contains(" 0% packet loss"))
 			if after := one.Run(fragments); after != before {
 				t.Errorf("to %s the guest made fragments: counters went from %q to %q", ip, before, after)
 			}

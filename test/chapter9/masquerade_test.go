@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // 9.2.1: the masquerade binding on the default pod network.
@@ -24,7 +23,7 @@ func TestMasquerade(t *testing.T) {
 		}
 	})
 	t.Run("9.2.1-C1 the guest gets its address by DHCP", func(t *testing.T) {
-		open.Eventually(cluster, time.Minute, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
+		open.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
 		if route := open.Run("ip -4 route show default"); !strings.Contains(route, "via 10.0.2.1") {
 			t.Errorf("default route %q, want one via 10.0.2.1", route)
 		}
@@ -52,7 +51,7 @@ func TestMasquerade(t *testing.T) {
 	})
 	t.Run("9.2.1-C2 the VM's traffic carries the pod IP", func(t *testing.T) {
 		for _, pair := range [][2]string{{ipv4(listedIPs), ipv4(openIPs)}, {ipv6(listedIPs), ipv6(openIPs)}} {
-			seen := open.Run(fmt.Sprintf("wget -T5 -qO- http://%s/client", bracket(pair[0])))
+			seen := open.Run(fmt.Sprintf("curl -sfm5 http://%s/client", bracket(pair[0])))
 			if seen != pair[1] {
 				t.Errorf("the server saw %q, want the pod IP %s", seen, pair[1])
 			}
@@ -68,7 +67,7 @@ func TestMasquerade(t *testing.T) {
 	})
 	t.Run("9.2.1-C11 the guest network can be chosen", func(t *testing.T) {
 		custom := cluster.Guest(t, ns, "custom")
-		custom.Eventually(cluster, time.Minute, "ip -4 -o addr show eth0", contains("inet 10.11.12.2/24"))
+		custom.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.11.12.2/24"))
 		if route := custom.Run("ip -4 route show default"); !strings.Contains(route, "via 10.11.12.1") {
 			t.Errorf("default route %q, want one via 10.11.12.1", route)
 		}
@@ -162,7 +161,7 @@ func bracket(ip string) string {
 // waitForWeb waits until a guest's web server answers, so that what follows does not measure its boot.
 func waitForWeb(t *testing.T, box toolbox, ip string) {
 	t.Helper()
-	cluster.Eventually(t, time.Minute, "the web server at "+ip, func() error {
+	cluster.Eventually(t, boot, "the web server at "+ip, func() error {
 		if got := box.connect(ip, 80); got != answered {
 			return fmt.Errorf("port 80: %s", got)
 		}

@@ -3,7 +3,6 @@ package chapter9
 import (
 	"strings"
 	"testing"
-	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -19,6 +18,7 @@ spec:
   template:
     spec:
       terminationGracePeriodSeconds: 5
+      nodeSelector: {kubernetes.io/hostname: node-1}
       domain:
         memory: {guest: 128Mi}
         devices:
@@ -48,9 +48,9 @@ func TestOverview(t *testing.T) {
 		}
 	})
 	t.Run("9.1-C3 pods and VMs reach each other", func(t *testing.T) {
-		guest.Eventually(cluster, time.Minute, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
+		guest.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
 		for _, ip := range box.ips {
-			guest.Eventually(cluster, 30*time.Second, "ping -c1 -W3 "+ip, contains(" 0% packet loss"))
+			guest.Eventually(cluster, boot, "ping -c1 -W3 "+ip, contains(" 0% packet loss"))
 		}
 		for _, ip := range vmi.Status.Interfaces[0].IPs {
 			if out, err := box.run("ping -c1 -W3 " + ip); err != nil {
@@ -59,7 +59,7 @@ func TestOverview(t *testing.T) {
 		}
 	})
 	t.Run("9.1-C5 the default network gives connectivity, services and addresses", func(t *testing.T) {
-		out := guest.Eventually(cluster, 30*time.Second, "nslookup kubernetes.default.svc.cluster.local", contains("10.96.0.1"))
+		out := guest.Eventually(cluster, boot, "nslookup kubernetes.default.svc.cluster.local", contains("10.96.0.1"))
 		if !strings.Contains(out, "10.96.0.1") {
 			t.Error(out)
 		}

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -35,7 +34,7 @@ func service(t *testing.T, ns, name, selector, spec string) *corev1.Service {
 // answers asks a web server n times and counts who answered.
 func (b toolbox) answers(t *testing.T, url string, n int) map[string]int {
 	t.Helper()
-	out, err := b.run(fmt.Sprintf("for n in $(seq %d); do wget -T5 -qO- %s/hostname; echo; done", n, url))
+	out, err := b.run(fmt.Sprintf("for n in $(seq %d); do curl -sfm5 %s/hostname; echo; done", n, url))
 	if err != nil {
 		t.Fatalf("ask %s: %v", url, err)
 	}
@@ -59,14 +58,14 @@ func TestServices(t *testing.T) {
 		ips = append(ips, vmi.Status.Interfaces[0].IP)
 	}
 	plain := service(t, ns, "plain", "key", "")
-	cluster.Eventually(t, 30*time.Second, "Service plain answers", func() error {
-		_, err := box.run("wget -T2 -qO- http://plain/hostname")
+	cluster.Eventually(t, soon, "Service plain answers", func() error {
+		_, err := box.run("curl -sfm2 http://plain/hostname")
 		return err
 	})
 
 	t.Run("9.4.1-C1 a cluster IP and a DNS name", func(t *testing.T) {
 		for _, host := range []string{plain.Spec.ClusterIP, "plain", "plain." + ns + ".svc.cluster.local"} {
-			if _, err := box.run("wget -T5 -qO- http://" + host + "/hostname"); err != nil {
+			if _, err := box.run("curl -sfm5 http://" + host + "/hostname"); err != nil {
 				t.Errorf("http://%s: %v", host, err)
 			}
 		}
@@ -90,8 +89,8 @@ func TestServices(t *testing.T) {
 		if err := cluster.Client.Status().Update(t.Context(), external); err != nil {
 			t.Fatal(err)
 		}
-		cluster.Eventually(t, 20*time.Second, "the external IP answers in the cluster", func() error {
-			_, err := box.run("wget -T2 -qO- http://172.30.0.200/hostname")
+		cluster.Eventually(t, soon, "the external IP answers in the cluster", func() error {
+			_, err := box.run("curl -sfm2 http://172.30.0.200/hostname")
 			return err
 		})
 	})
@@ -108,8 +107,8 @@ func TestServices(t *testing.T) {
 	t.Run("9.4.2-C1 dual stack works", func(t *testing.T) {
 		dual := service(t, ns, "dual", "key", "ipFamilyPolicy: PreferDualStack")
 		for _, ip := range dual.Spec.ClusterIPs {
-			cluster.Eventually(t, 20*time.Second, ip+" answers", func() error {
-				_, err := box.run("wget -T2 -qO- http://" + bracket(ip) + "/hostname")
+			cluster.Eventually(t, soon, ip+" answers", func() error {
+				_, err := box.run("curl -sfm2 http://" + bracket(ip) + "/hostname")
 				return err
 			})
 		}
@@ -152,7 +151,7 @@ func nodePort(t *testing.T, ns string, box toolbox) {
 	port := svc.Spec.Ports[0].NodePort
 	for _, node := range []string{"172.30.0.11", "172.30.0.12", "fd00:172:30::b", "fd00:172:30::c"} {
 		url := fmt.Sprintf("http://%s:%d/hostname", bracket(node), port)
-		cluster.Eventually(t, 20*time.Second, url+" answers outside the cluster", func() error {
+		cluster.Eventually(t, soon, url+" answers outside the cluster", func() error {
 			_, err := cluster.InNode(t.Context(), "fabric", "curl", "-sS", "-m", "3", "--noproxy", "*", url)
 			return err
 		})

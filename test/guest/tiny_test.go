@@ -1,6 +1,7 @@
 package guest_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -157,7 +158,7 @@ func (l *lab) get(t *testing.T, address, path string) string {
 			return err
 		}
 		defer c.Close()
-		client := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return c, nil }}, Timeout: 10 * time.Second}
+		client := http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}, Timeout: 10 * time.Second}
 		answer, err := client.Get("http://" + address + path)
 		if err != nil {
 			return err

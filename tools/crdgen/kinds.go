@@ -104,6 +104,11 @@ var kinds = []kind{
 		versions: []version{{name: "v1alpha1", goPackage: "kubevirt.io/api/migrations/v1alpha1"}},
 	},
 	{
+		group: "hco.kubevirt.io", kind: "HyperConverged", plural: "hyperconvergeds", singular: "hyperconverged",
+		short: []string{"hco", "hcos"}, scope: apiext.NamespaceScoped, status: true, columns: []apiext.CustomResourceColumnDefinition{age},
+		versions: []version{{name: "v1beta1", goPackage: "patchbay/api/hco/v1beta1"}, {name: "v1", goPackage: "patchbay/api/hco/v1beta1"}},
+	},
+	{
 		group: "k8s.ovn.org", kind: "UserDefinedNetwork", plural: "userdefinednetworks", singular: "userdefinednetwork",
 		short: []string{"udn"}, scope: apiext.NamespaceScoped, status: true,
 		versions: []version{{name: "v1", goPackage: "patchbay/api/ovn/v1"}},
@@ -131,10 +136,42 @@ var kinds = []kind{
 			{name: "v1beta2", goPackage: attachments + "multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta2"},
 		},
 	},
+	{
+		group: "nmstate.io", kind: "NodeNetworkConfigurationPolicy", plural: "nodenetworkconfigurationpolicies",
+		singular: "nodenetworkconfigurationpolicy", short: []string{"nncp"}, scope: apiext.ClusterScoped, status: true,
+		columns:  []apiext.CustomResourceColumnDefinition{text("Status", current("type")), text("Reason", current("reason"))},
+		versions: []version{{name: "v1", goPackage: nmstate + "v1"}, {name: "v1beta1", goPackage: nmstate + "v1beta1"}},
+	},
+	{
+		group: "nmstate.io", kind: "NodeNetworkConfigurationEnactment", plural: "nodenetworkconfigurationenactments",
+		singular: "nodenetworkconfigurationenactment", short: []string{"nnce"}, scope: apiext.ClusterScoped, status: true,
+		columns: []apiext.CustomResourceColumnDefinition{
+			text("Status", current("type")),
+			{Name: "Status Age", Type: "date", JSONPath: current("lastTransitionTime")},
+			text("Reason", current("reason")),
+		},
+		versions: []version{{name: "v1beta1", goPackage: nmstate + "v1beta1"}},
+	},
+	{
+		group: "nmstate.io", kind: "NodeNetworkState", plural: "nodenetworkstates", singular: "nodenetworkstate",
+		short: []string{"nns"}, scope: apiext.ClusterScoped, status: true, columns: []apiext.CustomResourceColumnDefinition{age},
+		versions: []version{{name: "v1beta1", goPackage: nmstate + "v1beta1"}},
+	},
+	{
+		group: "nmstate.io", kind: "NMState", plural: "nmstates", singular: "nmstate", scope: apiext.ClusterScoped, status: true,
+		columns:  []apiext.CustomResourceColumnDefinition{text("Status", current("type")), text("Reason", current("reason"))},
+		versions: []version{{name: "v1", goPackage: nmstate + "v1"}},
+	},
 }
 
-// attachments is where the kinds of the network plumbing group are published.
-const attachments = "github.com/k8snetworkplumbingwg/"
+// Where kinds are published.
+const (
+	attachments = "github.com/k8snetworkplumbingwg/"
+	nmstate     = "github.com/nmstate/kubernetes-nmstate/api/"
+)
+
+// current is a field of the condition that is true.
+func current(field string) string { return `.status.conditions[?(@.status=="True")].` + field }
 
 // optionalSpec: a definition without a spec names a configuration file on the node.
 func optionalSpec(s *apiext.JSONSchemaProps) {

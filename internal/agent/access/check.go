@@ -65,6 +65,7 @@ func checkPause(vmi *virtv1.VirtualMachineInstance) error {
 		return err
 	}
 	if probe := vmi.Spec.LivenessProbe; probe != nil && probe.GuestAgentPing == nil {
+		//lint:ignore ST1005 clients know the text
 		return apierrors.NewForbidden(resource, vmi.Name, errors.New("Pausing VMIs with a non-GuestAgentPing LivenessProbe is not supported"))
 	}
 	if has(vmi, virtv1.VirtualMachineInstancePaused) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -88,6 +89,9 @@ func (s *Server) answer(ctx context.Context, conn net.Conn) {
 	var request shim.Request
 	_ = conn.SetReadDeadline(time.Now().Add(requestDeadline))
 	if err := json.NewDecoder(conn).Decode(&request); err != nil {
+		if errors.Is(err, io.EOF) {
+			return // somebody only looked whether the agent answers
+		}
 		s.log.Warn("unreadable CNI request", "error", err)
 		return
 	}

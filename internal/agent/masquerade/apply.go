@@ -33,8 +33,11 @@ func NewApplier() (*Applier, error) {
 	return &Applier{nft: nft}, nil
 }
 
+// ErrBusy says that somebody holds the tap: a launcher that is still at an earlier start.
+var ErrBusy = errors.New("the tap is in use by a start that is under way")
+
 // Open applies the plan in the namespace and returns the tap's descriptors, one per queue. The tap lives as long as any of them
-// is open. A tap that is left over from an attempt that never started a guest is replaced: call it only when no guest runs.
+// is open. One that exists is never replaced, because a guest may be about to use it: ErrBusy.
 func (a *Applier) Open(ctx context.Context, path string, p Plan) ([]*os.File, error) {
 	var fds []*os.File
 	err := netns.Do(path, func() (err error) {
@@ -84,8 +87,12 @@ func (a *Applier) applyRules(ctx context.Context, p Plan) error {
 }
 
 func openTap(p Plan) ([]*os.File, error) {
-	if err := removeLeftover(p.Device); err != nil {
+	held, err := exists(p.Device)
+	switch {
+	case err != nil:
 		return nil, err
+	case held:
+		return nil, ErrBusy
 	}
 	flags := netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR
 	if p.Queues > 1 {
@@ -104,19 +111,16 @@ func openTap(p Plan) ([]*os.File, error) {
 	return tap.Fds, nil
 }
 
-func removeLeftover(device string) error {
-	link, err := netlink.LinkByName(device)
+func exists(device string) (bool, error) {
+	_, err := netlink.LinkByName(device)
 	var absent netlink.LinkNotFoundError
 	if errors.As(err, &absent) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("look for tap %s: %w", device, err)
+		return false, fmt.Errorf("look for tap %s: %w", device, err)
 	}
-	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("remove the tap %s of an earlier attempt: %w", device, err)
-	}
-	return nil
+	return true, nil
 }
 
 // configure sets the tap up; every step leaves alone what is already right.

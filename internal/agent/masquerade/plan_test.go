@@ -1,12 +1,9 @@
 package masquerade
 
 import (
-	"flag"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,9 +12,8 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"patchbay/internal/agent/podnet"
+	"patchbay/internal/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func uplink(ips ...string) podnet.Interface {
 	i := podnet.Interface{Name: "eth0", MTU: 1400, MAC: net.HardwareAddr{0x0a, 0x58, 10, 128, 0, 5}}
@@ -35,7 +31,7 @@ const (
 func tcp(port int32) virtv1.Port { return virtv1.Port{Port: port} }
 func udp(port int32) virtv1.Port { return virtv1.Port{Port: port, Protocol: "UDP"} }
 
-func TestPlanGolden(t *testing.T) {
+func TestPlan(t *testing.T) {
 	dual := uplink(podV4, podV6)
 	cases := map[string]Request{
 		"everything":    {Uplink: dual},
@@ -54,7 +50,7 @@ func TestPlanGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden(t, filepath.Join("testdata", name+".txt"), render(plan))
+			golden.Check(t, "txt", render(plan))
 		})
 	}
 }
@@ -74,25 +70,6 @@ func render(p Plan) string {
 	p.Rules(tx)
 	b.WriteString(tx.String())
 	return b.String()
-}
-
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got); run with -update if the change is meant:\n%s", path, diff)
-	}
 }
 
 func TestPlanRefuses(t *testing.T) {

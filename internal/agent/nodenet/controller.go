@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -13,10 +14,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/agent/link"
+	"patchbay/internal/podnetworks"
 )
 
 // auditInterval is how soon rules that somebody else removed are back.
@@ -24,6 +27,20 @@ const auditInterval = time.Minute
 
 // everything is the only key: each reconciliation starts from a clean slate.
 var everything = reconcile.Request{}
+
+// nodeChanged leaves out kubelet's reports that all is as it was.
+var nodeChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	before, isNode := e.ObjectOld.(*corev1.Node)
+	after, alsoNode := e.ObjectNew.(*corev1.Node)
+	return !isNode || !alsoNode || before.Annotations[podnetworks.NodeAnnotation] != after.Annotations[podnetworks.NodeAnnotation] ||
+		!slices.Equal(before.Status.Addresses, after.Status.Addresses)
+}}
+
+// podMatters is true for pods with host ports.
+var podMatters = predicate.NewPredicateFuncs(func(o client.Object) bool {
+	pod, ok := o.(*corev1.Pod)
+	return ok && wantsHostPorts(pod)
+})
 
 // AddToManager makes the network follow nodes, services, endpoints and the management port's device: ovs-vswitchd makes the
 // device anew when it restarts.
@@ -37,9 +54,10 @@ func (n *Network) AddToManager(m manager.Manager) error {
 	always := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{everything} })
 	device := make(chan event.GenericEvent, 1)
 	sources := []source.Source{
-		source.Kind(m.GetCache(), client.Object(&corev1.Node{}), always),
+		source.Kind(m.GetCache(), client.Object(&corev1.Node{}), always, nodeChanged),
 		source.Kind(m.GetCache(), client.Object(&corev1.Service{}), always),
 		source.Kind(m.GetCache(), client.Object(&discoveryv1.EndpointSlice{}), always),
+		source.Kind(m.GetCache(), client.Object(&corev1.Pod{}), always, podMatters),
 		source.Channel(device, always),
 	}
 	for _, s := range sources {

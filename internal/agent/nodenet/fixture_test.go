@@ -92,7 +92,7 @@ func loadBalancer(edit func(*corev1.Service)) func(*corev1.Service) {
 
 func (c serviceCase) rules(t *testing.T) Ruleset {
 	t.Helper()
-	return Rules(testPlan(t), readServices("node-1", []corev1.Service{c.service}, c.slices))
+	return Rules(testPlan(t), readServices("node-1", []corev1.Service{c.service}, c.slices), nil)
 }
 
 func newTable(t *testing.T) (*table, *knftables.Fake) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -117,13 +118,17 @@ func (s *healthServer) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer)
 }
 
-// localEndpoints counts the addresses on this node that get outside traffic.
+// localEndpoints counts the endpoints on this node that get outside traffic. One of both families counts once.
 func (s service) localEndpoints() int {
-	addresses := map[string]bool{}
-	for _, port := range s.ports {
-		for _, e := range port.choose(func(e endpoint) bool { return e.here }) {
-			addresses[e.Addr().String()] = true
+	count := 0
+	for _, f := range families {
+		addresses := map[netip.Addr]bool{}
+		for _, port := range s.ports {
+			for _, e := range port.choose(func(e endpoint) bool { return e.here && e.address.Addr().Is4() == f.is4 }) {
+				addresses[e.Addr()] = true
+			}
 		}
+		count = max(count, len(addresses))
 	}
-	return len(addresses)
+	return count
 }

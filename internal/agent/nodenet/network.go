@@ -25,8 +25,8 @@ type Ports interface {
 // Config is what the node's network needs.
 type Config struct {
 	Settings settings.Settings
-	Node     string // name of the Kubernetes node
-	Reader   client.Reader
+	Node     string        // name of the Kubernetes node
+	Reader   client.Reader // knows this node's pods only
 	Ports    Ports
 	Guard    link.Guard
 	NFT      knftables.Interface // of family inet and Table
@@ -74,11 +74,15 @@ func (n *Network) Apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var pods corev1.PodList
+	if err := n.Reader.List(ctx, &pods); err != nil {
+		return fmt.Errorf("list this node's pods: %w", err)
+	}
 	if err := n.applyDevice(ctx, plan); err != nil {
 		return err
 	}
 	begun := time.Now()
-	changed, err := n.table.apply(ctx, Rules(plan, services))
+	changed, err := n.table.apply(ctx, Rules(plan, services, readHostPorts(pods.Items)))
 	if err != nil {
 		return err
 	}

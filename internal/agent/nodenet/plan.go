@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -34,8 +35,7 @@ type Plan struct {
 	Gateways []netip.Addr   // .1 of each node subnet
 	MTU      int
 	Routes   []netip.Prefix // reached through the gateway of their family
-	Pods     []netip.Prefix // ranges whose addresses must not leave the node unmasqueraded
-	Services []netip.Prefix
+	Overlay  []netip.Prefix // ranges inside: their addresses must not leave the node unmasqueraded
 }
 
 // NewPlan computes the plan from the node object. The result has one address per family of the settings.
@@ -48,8 +48,14 @@ func NewPlan(s settings.Settings, node *corev1.Node) (Plan, error) {
 	if len(subnets) == 0 {
 		return Plan{}, ErrNoSubnets
 	}
-	p := Plan{Logical: topology.ManagementPort(node.Name), MTU: s.PodMTU, Pods: s.ClusterCIDRs, Services: s.ServiceCIDRs}
-	p.Routes = append(append(p.Routes, s.ClusterCIDRs...), s.ServiceCIDRs...)
+	p := Plan{Logical: topology.ManagementPort(node.Name), MTU: s.PodMTU}
+	p.Overlay = append(p.Overlay, s.ClusterCIDRs...)
+	for _, transit := range topology.Transit() {
+		if slices.ContainsFunc(s.ClusterCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() == transit.Addr().Is4() }) {
+			p.Overlay = append(p.Overlay, transit)
+		}
+	}
+	p.Routes = append(append(p.Routes, p.Overlay...), s.ServiceCIDRs...)
 	for _, subnet := range subnets {
 		p.Gateways = append(p.Gateways, podnetworks.Gateway(subnet))
 		p.IPs = append(p.IPs, netip.PrefixFrom(podnetworks.Management(subnet), subnet.Bits()))

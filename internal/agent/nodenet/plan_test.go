@@ -37,9 +37,8 @@ func TestPlan(t *testing.T) {
 		Logical: "k8s-node-1", MAC: "0a:58:0a:80:00:02", MTU: 1400,
 		IPs:      prefixes("10.128.0.2/23", "fd00:10:128::2/64"),
 		Gateways: addrs("10.128.0.1", "fd00:10:128::1"),
-		Routes:   prefixes("10.128.0.0/14", "fd00:10:128::/48", "10.96.0.0/16", "fd00:10:96::/112"),
-		Pods:     prefixes("10.128.0.0/14", "fd00:10:128::/48"),
-		Services: prefixes("10.96.0.0/16", "fd00:10:96::/112"),
+		Routes:   prefixes("10.128.0.0/14", "fd00:10:128::/48", "100.64.0.0/16", "fd98::/64", "10.96.0.0/16", "fd00:10:96::/112"),
+		Overlay:  prefixes("10.128.0.0/14", "fd00:10:128::/48", "100.64.0.0/16", "fd98::/64"),
 	}
 	got := testPlan(t)
 	if diff := cmp.Diff(want, got, equal); diff != "" {
@@ -96,6 +95,7 @@ func TestHealthCheckNodePort(t *testing.T) {
 	port := freePort(t)
 	s := service{key: types.NamespacedName{Namespace: "red", Name: "web"}, healthPort: port, ports: []servicePort{{endpoints: []endpoint{
 		{address: netip.MustParseAddrPort("10.128.0.5:80"), here: true, ready: true},
+		{address: netip.MustParseAddrPort("[fd00::5]:80"), here: true, ready: true},
 		{address: netip.MustParseAddrPort("10.128.2.5:80"), ready: true},
 	}}}}
 	if err := h.apply(context.Background(), []service{s}); err != nil {

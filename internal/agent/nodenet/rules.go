@@ -36,17 +36,17 @@ var families = []family{
 	{false, "6", "ip6", "ipv6_addr", "ipv6", "::1"},
 }
 
-// Rules computes the whole table.
+// Rules computes the whole table. A node port wins over a pod's host port with the same number.
 //
 // A service's outside addresses and node ports are translated to its cluster IP and sent into the overlay, where OVN picks
 // an endpoint. Three kinds of traffic cannot take that way and get a chain per service port that picks the endpoint here:
 // externalTrafficPolicy Local (OVN would pick endpoints of other nodes), services with endpoints outside the overlay, when
 // the client is this node (OVN would send the packet back to where it came from, with a source address that is local
 // here), and load balancers with source ranges.
-func Rules(p Plan, services []service) Ruleset {
+func Rules(p Plan, services []service, hostPorts []hostPort) Ruleset {
 	r := Ruleset{Chains: map[string]Chain{}, Maps: map[string]Map{}}
 	for _, f := range families {
-		r.Maps["pods"+f.suffix] = Map{Type: f.addrType, Interval: true, Elements: rangesOf(f, p.Pods)}
+		r.Maps["overlay"+f.suffix] = Map{Type: f.addrType, Interval: true, Elements: rangesOf(f, p.Overlay)}
 		target := f.addrType + " . inet_service"
 		byIP, byPort := f.addrType+" . inet_proto . inet_service : ", "inet_proto . inet_service : "
 		for name, kind := range map[string]string{
@@ -60,6 +60,11 @@ func Rules(p Plan, services []service) Ruleset {
 	for _, s := range services {
 		for _, f := range families {
 			r.addService(p, f, s)
+		}
+	}
+	for _, h := range hostPorts {
+		for _, f := range families {
+			r.addHostPort(f, h)
 		}
 	}
 	return r
@@ -100,7 +105,7 @@ func (r Ruleset) addFixedChains(p Plan) {
 			fmt.Sprintf("dnat %s to %s map @ips%s", f.ip, byIP, f.suffix),
 			fmt.Sprintf("%s dnat %s to meta l4proto . th dport map @ports%s", atNode, f.ip, f.suffix))
 		output = append(output, byIP+" vmap @cluster-ips"+f.suffix)
-		toWorld = append(toWorld, fmt.Sprintf("%s saddr @pods%s %s daddr != @pods%s masquerade fully-random", f.ip, f.suffix, f.ip, f.suffix))
+		toWorld = append(toWorld, fmt.Sprintf("%s saddr @overlay%s %s daddr != @overlay%s masquerade fully-random", f.ip, f.suffix, f.ip, f.suffix))
 		// Pods answer what comes from the node's address to the node it came through.
 		if own, ok := p.ip(f.is4); ok {
 			toPodsRules = append(toPodsRules, fmt.Sprintf("%s saddr != %s snat %s to %s", f.ip, own, f.ip, own))
@@ -186,7 +191,7 @@ func (e exposure) addIP(ip netip.Addr, chain, toOVN string) {
 // directChain is the verdict for a service whose endpoints are not all in the overlay; empty for others.
 func (e exposure) directChain() string {
 	all := e.endpoints(func(endpoint) bool { return true })
-	if !slices.ContainsFunc(all, func(t netip.AddrPort) bool { return !contains(e.plan.Pods, t.Addr()) }) {
+	if !slices.ContainsFunc(all, func(t netip.AddrPort) bool { return !contains(e.plan.Overlay, t.Addr()) }) {
 		return ""
 	}
 	return e.chain("direct", "ct mark set "+markMasquerade, e.choose(all))

@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/knftables"
 
 	"patchbay/internal/golden"
@@ -45,13 +46,13 @@ var cases = map[string]serviceCase{
 
 func TestRulesWithoutServices(t *testing.T) {
 	tb, fake := newTable(t)
-	mustApply(t, tb, Rules(testPlan(t), nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil))
 	golden.Check(t, "nft", fake.Dump())
 }
 
 func TestRules(t *testing.T) {
 	tb, fake := newTable(t)
-	mustApply(t, tb, Rules(testPlan(t), nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil))
 	without := strings.Split(fake.Dump(), "\n")
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -75,6 +76,46 @@ func added(before, after []string) string {
 		}
 	}
 	return out.String()
+}
+
+func TestHostPorts(t *testing.T) {
+	pod := func(name string, edit func(*corev1.Pod)) corev1.Pod {
+		p := corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "red", Name: name},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080}}}}},
+			Status:     corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.128.0.7"}, {IP: "fd00:10:128::7"}}},
+		}
+		if edit != nil {
+			edit(&p)
+		}
+		return p
+	}
+	port := func(p *corev1.Pod) *corev1.ContainerPort { return &p.Spec.Containers[0].Ports[0] }
+	always := corev1.ContainerRestartPolicyAlways
+	for name, edit := range map[string]func(*corev1.Pod){
+		"plain":       nil,
+		"udp":         func(p *corev1.Pod) { port(p).Protocol = corev1.ProtocolUDP },
+		"one address": func(p *corev1.Pod) { port(p).HostIP = "172.30.0.11" },
+		"any address": func(p *corev1.Pod) { port(p).HostIP = "0.0.0.0" },
+		"sidecar": func(p *corev1.Pod) {
+			p.Spec.InitContainers = p.Spec.Containers
+			p.Spec.Containers = nil
+			p.Spec.InitContainers[0].RestartPolicy = &always
+		},
+		"host network": func(p *corev1.Pod) { p.Spec.HostNetwork = true },
+		"ended":        func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded },
+		"no address":   func(p *corev1.Pod) { p.Status.PodIPs = nil },
+		"taken":        func(p *corev1.Pod) { port(p).HostPort = 30080 }, // by the service's node port
+	} {
+		t.Run(name, func(t *testing.T) {
+			before, fakeBefore := newTable(t)
+			services := readServices("node-1", []corev1.Service{cases["node port"].service}, cases["node port"].slices)
+			mustApply(t, before, Rules(testPlan(t), services, nil))
+			tb, fake := newTable(t)
+			mustApply(t, tb, Rules(testPlan(t), services, readHostPorts([]corev1.Pod{pod("web", edit)})))
+			golden.Check(t, "nft", added(strings.Split(fakeBefore.Dump(), "\n"), strings.Split(fake.Dump(), "\n")))
+		})
+	}
 }
 
 // From any set of rules to any other, only what differs is written, and the result is what a fresh start would write.
@@ -107,7 +148,7 @@ func TestChangeOfOneEndpointIsSmall(t *testing.T) {
 
 func TestFailedWriteStartsFromScratch(t *testing.T) {
 	tb, fake := newTable(t)
-	mustApply(t, tb, Rules(testPlan(t), nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil))
 	want := fake.Dump()
 	tx := fake.NewTransaction()
 	tx.Delete(&knftables.Table{})
@@ -115,7 +156,7 @@ func TestFailedWriteStartsFromScratch(t *testing.T) {
 		t.Fatal(err)
 	}
 	tb.forgetIfChanged(t.Context())
-	mustApply(t, tb, Rules(testPlan(t), nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil))
 	if got := fake.Dump(); got != want {
 		t.Errorf("after somebody removed the table:\n%s\nwant\n%s", got, want)
 	}

@@ -144,8 +144,7 @@ func (d *Driver) forget(m *machine) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	select {
-	case <-m.nudges:
-		m.nudge()
+	case <-m.nudges: // taken: the turn that follows looks at everything
 		return false
 	default:
 		delete(d.machines, m.key)

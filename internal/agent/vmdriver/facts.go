@@ -1,7 +1,9 @@
 package vmdriver
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -136,6 +138,7 @@ func launcherPID(ctx context.Context, dir *client.RunDir) (int32, error) {
 		return 0, err
 	}
 	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return 0, err
@@ -148,6 +151,13 @@ func launcherPID(ctx context.Context, dir *client.RunDir) (int32, error) {
 	}
 	if err != nil {
 		return 0, fmt.Errorf("find the launcher's process: %w", err)
+	}
+	// A connection without a request would be a fault in the launcher's log.
+	if err := json.NewEncoder(conn).Encode(protocol.Request{Status: &protocol.Status{}}); err != nil {
+		return 0, fmt.Errorf("ask the launcher: %w", err)
+	}
+	if _, err := bufio.NewReader(conn).ReadBytes('\n'); err != nil {
+		return 0, fmt.Errorf("ask the launcher: %w", err)
 	}
 	return peer.Pid, nil
 }

@@ -1,9 +1,11 @@
 package vmdriver
 
+import "patchbay/internal/qemu"
+
 // Names that package qemu gives to devices.
 const (
-	agentChardev = "qga0"
-	agentPort    = "qga0-port"
+	agentChardev = qemu.AgentChardev
+	agentPort    = "agent0"
 )
 
-func nicDevice(name string) string { return "nic-" + name }
+func nicDevice(name string) string { return qemu.NICDevice(name) }

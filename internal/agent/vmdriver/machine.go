@@ -22,14 +22,15 @@ type machine struct {
 	log    *slog.Logger
 	nudges chan struct{} // holds a token when there may be something new
 
-	uid     types.UID // of the instance that this machine is
-	dir     *client.RunDir
-	podUID  types.UID // that dir is of
-	task    *task
-	failed  int // tasks that failed in a row
-	failure *vmstate.Failure
-	ended   *vmstate.Ended
-	written *written
+	uid      types.UID // of the instance that this machine is
+	unlisted bool      // the instance exists, but not in the cache
+	dir      *client.RunDir
+	podUID   types.UID // that dir is of
+	task     *task
+	failed   int // tasks that failed in a row
+	failure  *vmstate.Failure
+	ended    *vmstate.Ended
+	written  *written
 
 	mu     sync.Mutex
 	vmi    *virtv1.VirtualMachineInstance // as last observed
@@ -107,11 +108,18 @@ func (m *machine) turn(ctx context.Context) (wake time.Time, done bool) {
 	if retry := m.write(ctx, o.VMI, r); !retry.IsZero() {
 		r.Wake = soonest(r.Wake, retry)
 	}
+	if m.unlisted && !r.Done {
+		r.Wake = soonest(r.Wake, now().Add(lookUnlisted))
+	}
 	m.act(ctx, o, r.Actions)
 	return r.Wake, r.Done
 }
 
-const retryObserve = time.Second
+const (
+	retryObserve = time.Second
+	// lookUnlisted is how often an instance is looked at that no watch reports.
+	lookUnlisted = 5 * time.Second
+)
 
 func soonest(a, b time.Time) time.Time {
 	if a.IsZero() || b.Before(a) {

@@ -41,6 +41,9 @@ func (w *Masquerade) Open(ctx context.Context, nic NIC) (*Wired, error) {
 		return nil, err
 	}
 	files, err := w.applier.Open(ctx, nic.Pod.Netns, plan)
+	if errors.Is(err, masquerade.ErrBusy) {
+		return nil, NotYet(err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,9 @@ import (
 // errGone says that the instance does not exist any more, or that another has taken its name.
 var errGone = errors.New("the virtual machine instance is gone")
 
+// launcherContainer is the container of the pod that the launcher and QEMU run in.
+const launcherContainer = "compute"
+
 // askLimit is how long a launcher may take to answer.
 const askLimit = 2 * time.Second
 
@@ -45,10 +48,14 @@ func (m *machine) observe(ctx context.Context) (vmstate.Observed, error) {
 	return o, nil
 }
 
-// readVMI reads the instance. A cache that has not yet seen our own last write would have us act on the past.
+// readVMI reads the instance. One that is not in the cache may only have lost the label that the cache selects by, which is no
+// reason to end its guest. A cache that has not yet seen our own last write would have us act on the past.
 func (m *machine) readVMI(ctx context.Context) (*virtv1.VirtualMachineInstance, error) {
 	vmi := &virtv1.VirtualMachineInstance{}
 	err := m.driver.Client.Get(ctx, m.key, vmi)
+	if m.unlisted = apierrors.IsNotFound(err); m.unlisted {
+		err = m.driver.Live.Get(ctx, m.key, vmi)
+	}
 	if apierrors.IsNotFound(err) {
 		return nil, errGone
 	}
@@ -92,6 +99,11 @@ func (m *machine) describePod(pod *corev1.Pod) vmstate.Pod {
 	}
 	_, connected := m.driver.Pods.Get(pod.UID)
 	p := vmstate.Pod{Found: true, Phase: pod.Status.Phase, Connected: connected}
+	for _, c := range pod.Status.ContainerStatuses {
+		if c.Name == launcherContainer && c.State.Terminated != nil {
+			p.ExitCode = int(c.State.Terminated.ExitCode)
+		}
+	}
 	if t := pod.DeletionTimestamp; t != nil {
 		p.Deleting = t.Time // which is when the pod shall be gone
 		if g := pod.DeletionGracePeriodSeconds; g != nil {

@@ -126,12 +126,13 @@ func queuesOf(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface) int {
 
 const maxQueues = 256
 
+// vcpus counts as package qemu does.
 func vcpus(vmi *virtv1.VirtualMachineInstance) int {
-	if cpu := vmi.Spec.Domain.CPU; cpu != nil {
-		return int(max(cpu.Sockets, 1) * max(cpu.Cores, 1) * max(cpu.Threads, 1))
+	if c := vmi.Spec.Domain.CPU; c != nil && (c.Sockets != 0 || c.Cores != 0 || c.Threads != 0) {
+		return int(max(c.Sockets, 1) * max(c.Cores, 1) * max(c.Threads, 1))
 	}
 	resources := vmi.Spec.Domain.Resources
-	return int(max(1, cmp.Or(resources.Limits.Cpu().Value(), resources.Requests.Cpu().Value())))
+	return int(max(1, cmp.Or(resources.Requests.Cpu().Value(), resources.Limits.Cpu().Value())))
 }
 
 // cards are the machine's network cards with their wiring, in the order of its specification.

@@ -35,6 +35,8 @@ type Pod struct {
 	Phase     corev1.PodPhase
 	Deleting  time.Time // when its deletion was asked for; zero: it was not
 	Connected bool      // the CNI server has recorded its network
+	// ExitCode is the launcher's when the pod is over: QEMU's, or 128 plus the number of the signal that killed QEMU, or cutOff.
+	ExitCode int
 }
 
 func (p Pod) over() bool { return p.Phase == corev1.PodSucceeded || p.Phase == corev1.PodFailed }

@@ -3,10 +3,31 @@ package vmstate
 import (
 	"fmt"
 
+	corev1 "k8s.io/api/core/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/qemu/qmp"
 )
+
+// What a launcher's exit code says besides QEMU's own.
+const (
+	cutOff   = 143 // the guest did not power down in its grace period after the pod was told to end
+	bySignal = 128
+)
+
+// endOfPod is how a QEMU ended whose launcher was gone before it could be asked.
+func endOfPod(p Pod) Ended {
+	switch {
+	case p.ExitCode == cutOff:
+		return Ended{Reason: qmp.HostQuit}
+	case p.ExitCode > bySignal:
+		return Ended{ExitCode: bySignal - p.ExitCode}
+	case p.ExitCode == 0 && p.Phase == corev1.PodFailed:
+		return Ended{ExitCode: 1} // another container, or the kubelet, ended the pod
+	default:
+		return Ended{ExitCode: p.ExitCode}
+	}
+}
 
 // outcome is the final phase of a guest and what people are told.
 func outcome(e Ended, acpi bool) (virtv1.VirtualMachineInstancePhase, Event) {

@@ -36,7 +36,7 @@ const (
 	Attach Action = "attach"
 	// PowerButton asks the guest to shut down.
 	PowerButton Action = "power button"
-	// Kill ends QEMU, or a launcher that has not started one.
+	// Kill ends QEMU at once.
 	Kill Action = "kill"
 	// Reset resets a guest that has shut down and lets it run: the second half of a soft reboot.
 	Reset Action = "reset"
@@ -85,8 +85,7 @@ func (s *step) run() {
 	case s.o.Failure != nil && s.o.Failure.Final:
 		s.fail(s.o.Failure.Message)
 	case s.o.Pod.over():
-		// The launcher ended and nobody saw how its QEMU did; the pod's exit status is the launcher's word on it.
-		s.finish(Ended{ExitCode: exitCode(s.o.Pod)})
+		s.finish(endOfPod(s.o.Pod))
 	case !s.endAsked().IsZero():
 		s.shutDown()
 	case s.o.Domain != nil:
@@ -94,13 +93,6 @@ func (s *step) run() {
 	default:
 		s.bringUp()
 	}
-}
-
-func exitCode(p Pod) int {
-	if p.Phase == "Failed" {
-		return 1
-	}
-	return 0
 }
 
 func (s *step) act(a Action)     { s.r.Actions = append(s.r.Actions, a) }
@@ -114,13 +106,11 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// cleanUp is after the end: a launcher that still waits would keep the pod.
+// cleanUp is after the end. A launcher that has started nothing is ended by its pod's deletion.
 func (s *step) cleanUp() {
-	if s.o.Launcher.Reachable && s.o.Launcher.State != protocol.Exited || s.o.Domain != nil {
+	if s.o.Domain != nil || s.o.Launcher.Reachable && s.o.Launcher.State == protocol.Running {
 		s.kill()
-		if s.o.Pod.Found && !s.o.Pod.over() {
-			return
-		}
+		return
 	}
 	s.act(Release)
 	s.r.Done = true
@@ -227,7 +217,9 @@ func (s *step) shutDown() {
 			s.act(Release)
 			s.r.Done = true
 		}
-	case d == nil && (s.o.Launcher.State != protocol.Running || !s.o.Now.Before(deadline)):
+	case d == nil && s.o.Launcher.State != protocol.Running:
+		s.wake(s.o.Now.Add(lookAgain)) // the launcher ends with its pod
+	case d == nil && !s.o.Now.Before(deadline):
 		s.kill()
 	case d == nil:
 		if !s.o.Busy {

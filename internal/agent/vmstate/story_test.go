@@ -1,29 +1,24 @@
 package vmstate
 
 import (
-	"flag"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/golden"
 	"patchbay/internal/launcher/protocol"
 	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qga"
 	"patchbay/internal/qemu/qmp"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 var epoch = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
@@ -106,6 +101,12 @@ func TestStories(t *testing.T) {
 		"panic":       tell(ended(Ended{Reason: qmp.GuestPanic})),
 		"killed":      tell(ended(Ended{ExitCode: -9}), released),
 		"unseen end":  tell(scene{"the agent was away; the pod has ended well", released.change}),
+		"unseen kill": tell(scene{"the launcher saw QEMU die of a signal", func(o *Observed) {
+			o.Domain, o.Launcher, o.Pod.Phase, o.Pod.ExitCode = nil, Launcher{}, corev1.PodFailed, 128+9
+		}}),
+		"unseen cut off": tell(scene{"the launcher cut the guest off", func(o *Observed) {
+			o.Domain, o.Launcher, o.Pod.Phase, o.Pod.ExitCode = nil, Launcher{}, corev1.PodFailed, 143
+		}}),
 		"unseen crash": tell(scene{"the agent was away; the pod has failed", func(o *Observed) {
 			o.Domain, o.Launcher, o.Pod.Phase = nil, Launcher{}, corev1.PodFailed
 		}}),
@@ -142,7 +143,7 @@ func TestStories(t *testing.T) {
 	}
 	for name, scenes := range stories {
 		t.Run(name, func(t *testing.T) {
-			golden(t, filepath.Join("testdata", strings.ReplaceAll(name, " ", "-")+".txt"), play(scenes))
+			golden.Check(t, "txt", play(scenes))
 		})
 	}
 }
@@ -220,23 +221,4 @@ func lines(before, after []string) string {
 		}
 	}
 	return b.String()
-}
-
-func golden(t *testing.T, path, got string) {
-	t.Helper()
-	if *update {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s differs (-want +got); run with -update if the change is meant:\n%s", path, diff)
-	}
 }

@@ -3,6 +3,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,22 +54,61 @@ func Ensure(path string) error {
 		if err := os.MkdirAll(filepath.Join(point, path), 0o755); err != nil {
 			return fmt.Errorf("make control group %s: %w", path, err)
 		}
+		delegate(point, path)
 	}
 	return nil
 }
 
-// Remove removes a group and those below it from every hierarchy. Their processes must have ended.
-func Remove(path string) error {
+// delegate hands the controllers of version 2 down to a group; in version 1 every group has its hierarchy's. Some controllers
+// refuse in some configurations, and not all are needed: the kubelet names those that it misses.
+func delegate(point, path string) {
+	for dir := point; ; {
+		controllers, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+		if err != nil {
+			return
+		}
+		for _, controller := range strings.Fields(string(controllers)) {
+			_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
+		}
+		rest, err := filepath.Rel(dir, filepath.Join(point, path))
+		next, _, deeper := strings.Cut(rest, "/")
+		if err != nil || !deeper {
+			return
+		}
+		dir = filepath.Join(dir, next)
+	}
+}
+
+// Remove removes a group and those below it from every hierarchy. Their processes must have been ended; it waits for the kernel to
+// take the last of them out.
+func Remove(ctx context.Context, path string) error {
 	points, err := hierarchies()
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, point := range points {
-		errs = append(errs, removeTree(filepath.Join(point, path)))
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		var errs []error
+		for _, point := range points {
+			errs = append(errs, removeTree(filepath.Join(point, path)))
+		}
+		err := errors.Join(errs...)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return err
+		}
 	}
-	return errors.Join(errs...)
 }
+
+// patience is how long a group may stay busy after its processes were ended.
+const patience = 5 * time.Second
 
 // removeTree removes directories only: the files in them are the kernel's and go along.
 func removeTree(root string) error {

@@ -5,9 +5,7 @@ package components
 import (
 	"context"
 	"fmt"
-	"path"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"patchbay/internal/cluster/fabric"
@@ -41,8 +39,6 @@ type Input struct {
 	// Images are archives that every node gets, and SandboxImage is the one that holds a pod's namespaces.
 	Images       []string
 	SandboxImage string
-	// Absent names components that are left out.
-	Absent []string
 	// Hooks are the steps whose work lies in packages that the list need not know.
 	Hooks Hooks
 }
@@ -97,7 +93,7 @@ func List(in Input) []supervise.Unit {
 	for _, node := range in.Cluster.Nodes(in.Nodes) {
 		units = append(units, nodeUnits(in, node)...)
 	}
-	return slices.DeleteFunc(units, func(u supervise.Unit) bool { return slices.Contains(in.Absent, path.Base(u.Name)) })
+	return units
 }
 
 // DatapathType is Open vSwitch's name of the datapath.

@@ -44,7 +44,7 @@ func controlPlane(in Input) []supervise.Unit {
 	}
 	return append(units, in.inFabric(supervise.Unit{
 		Name: Controller, Command: controllerCommand(in), After: []string{Bootstrap, Northbound, Southbound},
-		Probe: in.fabricTCP(netip.AddrPortFrom(layout.ControlPlane4, layout.ControllerPort)),
+		Probe: in.fabricHTTP("https://" + netip.AddrPortFrom(layout.ControlPlane4, layout.ControllerPort).String() + "/readyz"),
 	}), in.inFabric(supervise.Unit{
 		Name: DNS, Command: dnsCommand(in), After: []string{Bootstrap},
 		Probe: in.fabricTCP(netip.AddrPortFrom(layout.ControlPlane4, dnsPort)),
@@ -142,6 +142,8 @@ func controllerManagerCommand(in Input) []string {
 		"--controllers=*,-" + strings.Join(uselessControllers, ",-"),
 		// Virtual machines move away from a dead node: notice it in half the usual time.
 		"--node-monitor-period=2s", "--node-monitor-grace-period=20s",
+		// Forty controllers ask for a service account each before the first one works; 20 requests a second would take 5 s.
+		"--kube-api-qps=200", "--kube-api-burst=400",
 		"--profiling=false",
 	}
 }
@@ -151,7 +153,7 @@ func schedulerCommand(in Input) []string {
 	return []string{
 		in.Programs.PatchbayKube, "kube-scheduler",
 		flag("kubeconfig", config), flag("authentication-kubeconfig", config), flag("authorization-kubeconfig", config),
-		"--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false",
+		"--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false", "--kube-api-qps=200", "--kube-api-burst=400",
 	}
 }
 

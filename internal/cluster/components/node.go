@@ -51,6 +51,8 @@ func nodeUnits(in Input, node layout.Node) []supervise.Unit {
 		},
 		{
 			Name: Agent, Command: agentCommand(in, node), After: []string{name(VSwitchd), Bootstrap}, Probe: unixProbe(node.CNISocket()),
+			// The controller publishes the kinds of objects that the agent reads.
+			FirstAfter: []string{Controller},
 		},
 	} {
 		u.Name, u.Node = name(u.Name), node.Name

@@ -12,9 +12,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"golang.org/x/sys/unix"
 
 	"patchbay/internal/cluster/kubeconfig"
 	"patchbay/internal/cluster/layout"
@@ -52,7 +54,8 @@ func (in Input) fabricHTTP(url string) probe {
 	return httpProbe(namespace.DialContext(in.Cluster.FabricNamespace()), url)
 }
 
-// httpProbe asks a health address on a loopback device; there is nobody to be mistaken for, so a self-made certificate will do.
+// httpProbe asks a health address inside a namespace of the cluster's own. Nothing is sent that a false server could use, so any
+// certificate will do.
 func httpProbe(dial dial, url string) probe {
 	return func(ctx context.Context) error {
 		return getHealth(ctx, &http.Transport{DialContext: dial, DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, url)
@@ -135,7 +138,7 @@ func connectedToSouthbound(runDir string) probe {
 		for _, socket := range sockets {
 			state, err := openvswitch.Control(ctx, socket, "connection-status")
 			switch {
-			case err != nil && errors.Is(err, os.ErrNotExist), err != nil && strings.Contains(err.Error(), "connection refused"):
+			case err != nil && ownerEnded(socket):
 				_ = os.Remove(socket)
 			case err != nil:
 				lastErr = err
@@ -147,6 +150,14 @@ func connectedToSouthbound(runDir string) probe {
 		}
 		return lastErr
 	}
+}
+
+// ownerEnded tells whether the process whose number stands in a control socket's name is gone. A refused connection does not tell: a
+// daemon that just starts refuses, too, between binding its socket and listening on it.
+func ownerEnded(socket string) bool {
+	parts := strings.Split(filepath.Base(socket), ".")
+	pid, err := strconv.Atoi(parts[max(len(parts)-2, 0)])
+	return err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH)
 }
 
 func containerdProbe(socket string) probe {

@@ -58,7 +58,11 @@ func EnsureControlPlane(c Config) error {
 				return err
 			}
 		}
-		return writeSysctls(name, map[string]string{"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"})
+		// The control plane is the nodes' gateway; what it forwards may leave by the bridge that it came from.
+		return writeSysctls(name, map[string]string{
+			"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
+			"net/ipv4/conf/all/send_redirects": "0", "net/ipv4/conf/" + Bridge + "/send_redirects": "0",
+		})
 	})
 }
 

@@ -1,7 +1,6 @@
 package preflight
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -47,7 +46,7 @@ func checkDirectory(home, dir string) error {
 // Memory that a cluster takes without virtual machines, in MiB. Measured: see docs/design/0001-local-cluster.md.
 const (
 	controlPlaneMemory = 900
-	nodeMemory         = 350
+	nodeMemory         = 250
 )
 
 // NewCluster checks what a cluster needs that does not exist yet.
@@ -56,10 +55,18 @@ func NewCluster(c layout.Cluster, nodes, port int) error {
 }
 
 func checkMemory(nodes int) error {
-	available, err := availableMemory()
+	info, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return err
 	}
+	available, err := availableMemory(string(info))
+	if err != nil {
+		return err
+	}
+	return enoughMemory(available, nodes)
+}
+
+func enoughMemory(available, nodes int) error {
 	if needed := controlPlaneMemory + nodes*nodeMemory; available < needed {
 		return fmt.Errorf("%d MiB of memory are free, and a cluster of %d nodes needs %d MiB; free some, or use fewer --nodes", available, nodes, needed)
 	}
@@ -67,16 +74,10 @@ func checkMemory(nodes int) error {
 }
 
 // availableMemory is the kernel's estimate in MiB.
-func availableMemory() (int, error) {
-	file, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	defer file.Close()
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
-		if rest, ok := strings.CutPrefix(lines.Text(), "MemAvailable:"); ok {
-			kib, err := strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(rest, "kB")))
+func availableMemory(meminfo string) (int, error) {
+	for line := range strings.Lines(meminfo) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			kib, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
 			return kib / 1024, err
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 
 	"patchbay/internal/cluster/components"
@@ -46,32 +46,38 @@ func Programs() (components.Programs, error) {
 	if err != nil {
 		return components.Programs{}, fmt.Errorf("cannot tell where the patchbay program lies: %w", err)
 	}
+	return programs(self, findProgram, isFile)
+}
+
+// programs takes the search as functions: find gives a program's path or nothing.
+func programs(self string, find func(name string) string, exists func(path string) bool) (components.Programs, error) {
 	bin := filepath.Dir(self)
-	var missing packages
-	find := func(name string) string { return missing.find(name) }
+	paths, missing := map[string]string{}, packages{}
+	for name, pkg := range hostPrograms {
+		if paths[name] = find(name); paths[name] == "" {
+			missing.add(name, pkg)
+		}
+	}
+	for schema, pkg := range schemaPackages {
+		if !exists(schema) {
+			missing.add(schema, pkg)
+		}
+	}
 	p := components.Programs{
 		Patchbay:      self,
 		PatchbayKube:  filepath.Join(bin, "patchbay-kube"),
 		Shim:          filepath.Join(bin, "containerd-shim-runc-v2"),
 		CNI:           filepath.Join(bin, "patchbay-cni"),
-		Runc:          find("runc"),
-		OVSDBServer:   find("ovsdb-server"),
-		OVSVSwitchd:   find("ovs-vswitchd"),
-		OVNNorthd:     find("ovn-northd"),
-		OVNController: find("ovn-controller"),
+		Runc:          paths["runc"],
+		OVSDBServer:   paths["ovsdb-server"],
+		OVSVSwitchd:   paths["ovs-vswitchd"],
+		OVNNorthd:     paths["ovn-northd"],
+		OVNController: paths["ovn-controller"],
 	}
 	var own []string
-	for _, program := range []string{p.PatchbayKube, p.Shim, filepath.Join(bin, PauseProgram)} {
-		if !isExecutable(program) {
+	for _, program := range []string{p.PatchbayKube, p.Shim, p.CNI, filepath.Join(bin, PauseProgram)} {
+		if !exists(program) {
 			own = append(own, filepath.Base(program))
-		}
-	}
-	for name := range hostPrograms {
-		missing.find(name)
-	}
-	for schema, pkg := range schemaPackages {
-		if _, err := os.Stat(schema); err != nil {
-			missing.add(schema, pkg)
 		}
 	}
 	return p, errors.Join(missing.err(), ownMissing(own, bin))
@@ -85,26 +91,10 @@ func ownMissing(names []string, bin string) error {
 }
 
 // packages collects what is missing.
-type packages struct{ files, packages map[string]bool }
+type packages struct{ files, packages []string }
 
 func (p *packages) add(file, pkg string) {
-	if p.files == nil {
-		p.files, p.packages = map[string]bool{}, map[string]bool{}
-	}
-	p.files[file], p.packages[pkg] = true, true
-}
-
-func (p *packages) find(name string) string {
-	if path, err := exec.LookPath(name); err == nil && filepath.IsAbs(path) {
-		return path
-	}
-	for _, dir := range systemDirs {
-		if path := filepath.Join(dir, name); isExecutable(path) {
-			return path
-		}
-	}
-	p.add(name, hostPrograms[name])
-	return ""
+	p.files, p.packages = append(p.files, file), append(p.packages, pkg)
 }
 
 func (p *packages) err() error {
@@ -112,19 +102,25 @@ func (p *packages) err() error {
 		return nil
 	}
 	return fmt.Errorf("this host lacks %s; install with: apt-get install --no-install-recommends %s",
-		strings.Join(sorted(p.files), ", "), strings.Join(sorted(p.packages), " "))
+		strings.Join(unique(p.files), ", "), strings.Join(unique(p.packages), " "))
 }
 
-func isExecutable(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
-}
-
-func sorted(set map[string]bool) []string {
-	list := make([]string, 0, len(set))
-	for name := range set {
-		list = append(list, name)
+// findProgram looks through PATH and then through the directories of system programs.
+func findProgram(name string) string {
+	if path, err := exec.LookPath(name); err == nil && filepath.IsAbs(path) {
+		return path
 	}
-	sort.Strings(list)
-	return list
+	for _, dir := range systemDirs {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	return ""
 }
+
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
+
+func unique(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -16,9 +17,11 @@ type runner struct {
 	unit   Unit
 	after  []*runner // needed by this one
 	before []*runner // need this one
-	ready  gate
-	done   chan struct{} // closed when the runner has returned
-	state  State
+	// firstAfter are needed by the first start only.
+	firstAfter []*runner
+	ready      gate
+	done       chan struct{} // closed when the runner has returned
+	state      State
 }
 
 func newRunner(config Config, u Unit) *runner {
@@ -115,7 +118,11 @@ func (r *runner) once(ctx context.Context) (message string, again bool) {
 }
 
 func (r *runner) waitForOthers(ctx context.Context) error {
-	for _, other := range r.after {
+	needed := r.after
+	if r.state.Process == nil {
+		needed = slices.Concat(needed, r.firstAfter)
+	}
+	for _, other := range needed {
 		r.set(Waiting, WaitsFor+other.unit.Name)
 		if err := other.ready.wait(ctx); err != nil {
 			return err
@@ -320,7 +327,7 @@ func (r *runner) set(phase Phase, message string) {
 }
 
 func (r *runner) save() {
-	if err := writeState(r.config.Run, r.state); err != nil {
+	if err := WriteState(r.config.Run, r.state); err != nil {
 		r.config.Log.Error("cannot write down the state", "unit", r.unit.Name, "error", err)
 	}
 }

@@ -63,8 +63,8 @@ func ReadStates(dir string) ([]State, error) {
 	return states, nil
 }
 
-// writeState replaces the file at once, so that a reader never sees half of it.
-func writeState(dir string, s State) error {
+// WriteState replaces the file at once, so that a reader never sees half of it.
+func WriteState(dir string, s State) error {
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
@@ -85,7 +85,7 @@ func Forget(dir string) error {
 	}
 	for _, s := range states {
 		s.Phase, s.Message = Waiting, ""
-		if err := writeState(dir, s); err != nil {
+		if err := WriteState(dir, s); err != nil {
 			return err
 		}
 	}

@@ -49,6 +49,10 @@ func New(config Config, units []Unit) (*Supervisor, error) {
 			r.after = append(r.after, byName[name])
 			byName[name].before = append(byName[name].before, r)
 		}
+		for _, name := range u.FirstAfter {
+			r.firstAfter = append(r.firstAfter, byName[name])
+			byName[name].before = append(byName[name].before, r)
+		}
 		byName[u.Name] = r
 		s.runners = append(s.runners, r)
 	}

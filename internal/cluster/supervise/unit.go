@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -19,6 +20,8 @@ type Unit struct {
 	Command []string
 	Env     []string // the whole environment
 	After   []string // units that must be ready before this one starts
+	// FirstAfter are further units that must be ready before it starts for the first time; later it can do without them.
+	FirstAfter []string
 	// Within runs a function on a thread inside the process's namespaces; nil stands for the supervisor's own.
 	Within func(func() error) error
 	// Prepare runs before every start. It must be repeatable.
@@ -70,7 +73,7 @@ func checkUnits(units []Unit) error {
 			errs = append(errs, fmt.Errorf("unit %s is there twice", u.Name))
 		}
 		position[u.Name] = i
-		for _, name := range u.After {
+		for _, name := range slices.Concat(u.After, u.FirstAfter) {
 			// Only earlier units may be named, which excludes circles.
 			if _, ok := position[name]; !ok || name == u.Name {
 				errs = append(errs, fmt.Errorf("unit %s waits for %s, which is not listed before it", u.Name, name))

@@ -43,7 +43,7 @@ func Run(ctx context.Context, c layout.Cluster) (Report, error) {
 		fabric.Delete(c, report.Namespaces),
 		namespace.UnmountBelow(c.Dir()),
 		detachLoops(c.Dir()),
-		cgroup.Remove(c.CgroupParent()),
+		cgroup.Remove(ctx, c.CgroupParent()),
 		removeFiles(c),
 	)
 }

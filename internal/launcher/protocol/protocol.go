@@ -6,7 +6,10 @@
 // any number of connections; each carries one request.
 package protocol
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Where things lie inside the pod's file system.
 const (
@@ -23,7 +26,11 @@ const (
 	AgentName   = "qga.sock"      // the guest agent's channel
 	ConsoleName = "serial0.sock"  // serial console
 	VNCName     = "vnc.sock"
-	ConsoleLog  = "serial0.log" // the last output of the serial console
+	ConsoleLog  = "serial0.log"  // the last output of the serial console, at most ConsoleLogSize bytes
+	ConsolePipe = "serial0.pipe" // named pipe from QEMU to the launcher, which keeps ConsoleLog
+
+	// ConsoleLogSize bounds ConsoleLog in bytes: a guest must not fill the pod's memory by printing.
+	ConsoleLogSize = 256 << 10
 
 	// UserDataSuffix and NetworkDataSuffix follow a cloud-init volume's name: the directory in VolumesDir where its secretRef
 	// (networkDataSecretRef) is mounted.
@@ -49,14 +56,25 @@ type Stop struct{}
 // Start prepares the disks in order and then starts QEMU. Sent again with an equal ID it answers with the state and does nothing,
 // so that an agent that was killed in between may repeat it.
 type Start struct {
-	ID    string   `json:"id"`    // UID of the VMI
-	Disks []Disk   `json:"disks"` // what to prepare before the start
-	Seed  *Seed    `json:"seed,omitempty"`
-	Args  []string `json:"args"` // QEMU's arguments without the program; {fd:N} is the N-th descriptor of the request, {disk:ID} and {seed} paths of what was prepared, {kernel}, {initrd} likewise
-	// KernelBoot are paths inside the image mounted at KernelBootVolume; empty when the firmware boots from disk.
+	ID    string `json:"id"`    // UID of the VMI
+	Disks []Disk `json:"disks"` // what to prepare before the start
+	Seed  *Seed  `json:"seed,omitempty"`
+	// Args are QEMU's arguments without the program. The launcher replaces in them
+	//	{fd:N}              the N-th descriptor of the request
+	//	{disk:ID}, {seed}   the path of what was prepared
+	//	{direct:ID}         on or off: whether the disk's file can bypass the page cache
+	//	{kernel}, {initrd}  the path of KernelPath, InitrdPath
+	// Commas of a path are doubled, as QEMU's options want, unless the argument is nothing but the placeholder.
+	Args []string `json:"args"`
+	// Setup are QMP commands, one JSON object each, that the launcher carries out in order before it answers. When a guest must not
+	// run before that, Args hold -S and the last command is cont.
+	Setup []json.RawMessage `json:"setup,omitempty"`
+	// KernelPath and InitrdPath are paths inside the image mounted at KernelBootVolume; empty when the firmware boots from disk.
 	KernelPath string `json:"kernelPath,omitempty"`
 	InitrdPath string `json:"initrdPath,omitempty"`
 	FDs        int    `json:"fds"` // descriptors attached to the request
+	// GraceSeconds is how long a guest may take to power down when the pod is told to end, before it is cut off.
+	GraceSeconds int64 `json:"graceSeconds"`
 }
 
 // DiskKind says how a disk's file comes to be.
@@ -71,11 +89,14 @@ const (
 
 // Disk is one disk to prepare.
 type Disk struct {
-	ID        string   `json:"id"` // the volume's name
-	Kind      DiskKind `json:"kind"`
-	Source    string   `json:"source"`    // file or device; for Overlay a file, or a directory that holds exactly one
-	SizeBytes int64    `json:"sizeBytes"` // 0: size of the source
-	Create    bool     `json:"create,omitempty"`
+	ID     string   `json:"id"` // the volume's name
+	Kind   DiskKind `json:"kind"`
+	Source string   `json:"source"` // file or device; for Overlay a file, or a directory that holds exactly one
+	// SourceFormat is the format of an Overlay's source: raw or qcow2. Empty looks at the file, which only an image's author can
+	// have written; a file that a guest wrote must never be looked at, it could name any other file as its backing file.
+	SourceFormat string `json:"sourceFormat,omitempty"`
+	SizeBytes    int64  `json:"sizeBytes"` // 0: size of the source
+	Create       bool   `json:"create,omitempty"`
 }
 
 // Seed is the cloud-init disk: an ISO 9660 image with the volume label Label.

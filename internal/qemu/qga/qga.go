@@ -94,9 +94,14 @@ func (c *Client) Execute(ctx context.Context, command string, args, result any) 
 	})
 }
 
-// tell sends a command that has no reply when it works (guest-shutdown). The channel is synchronised before the next call.
+// tell sends a command that has no reply when it works (guest-shutdown). The channel is synchronised before and after: without an
+// agent the command would wait in the channel for the next one.
 func (c *Client) tell(ctx context.Context, command string, args any) error {
 	return c.talk(ctx, command, func() error {
+		c.synced = false
+		if err := c.sync(); err != nil {
+			return err
+		}
 		c.synced = false
 		return c.send(command, args)
 	})
@@ -109,7 +114,7 @@ func (c *Client) talk(ctx context.Context, command string, converse func() error
 	case <-c.closed:
 		return fmt.Errorf("guest agent %s: %w", command, net.ErrClosed)
 	case <-ctx.Done():
-		return fmt.Errorf("guest agent %s: %w: another command is under way", command, ErrNoAnswer)
+		return fmt.Errorf("guest agent %s: %w: another command is under way: %w", command, ErrNoAnswer, ctx.Err())
 	}
 	defer func() { c.turn <- struct{}{} }()
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
@@ -123,17 +128,17 @@ func (c *Client) talk(ctx context.Context, command string, converse func() error
 	if err == nil {
 		err = converse()
 	}
-	return c.explain(command, err)
+	return c.explain(ctx, command, err)
 }
 
 // explain tells a refusal, which leaves the channel in order, from everything else, which does not.
-func (c *Client) explain(command string, err error) error {
+func (c *Client) explain(ctx context.Context, command string, err error) error {
 	var refused *Error
 	switch {
 	case err == nil || errors.As(err, &refused):
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = ErrNoAnswer
+		err = fmt.Errorf("%w: %w", ErrNoAnswer, ctx.Err())
 	}
 	c.synced = false
 	return fmt.Errorf("guest agent %s: %w", command, err)

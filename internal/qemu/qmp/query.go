@@ -3,38 +3,54 @@ package qmp
 import (
 	"context"
 	"fmt"
+	"path"
+	"strings"
 )
 
-// pciDevice is the part of PciDeviceInfo that says where devices sit.
-type pciDevice struct {
-	ID     string `json:"qdev_id"`
-	Bridge *struct {
-		Devices []pciDevice `json:"devices"`
-	} `json:"pci_bridge"`
-}
+// peripherals is where QEMU's object tree holds the devices that have an id.
+const peripherals = "/machine/peripheral"
 
-// Ports tells what sits in each PCI root port: the port's device id to the ids of the devices behind it. A device without an
-// id is listed as "". Ports without a device have an empty list.
+// Ports tells what sits in each PCI root port: the port's device id to the ids of the devices behind it, an empty list when there
+// are none. It reads QEMU's object tree: query-pci goes by the bus numbers that the guest gave, and shows nothing before it has.
 func (m Machine) Ports(ctx context.Context) (map[string][]string, error) {
-	var buses []struct {
-		Devices []pciDevice `json:"devices"`
+	var children []struct {
+		Name string `json:"name"`
+		Type string `json:"type"`
 	}
-	if err := m.Execute(ctx, Command{Name: "query-pci"}, &buses); err != nil {
+	if err := m.Execute(ctx, Command{Name: "qom-list", Args: map[string]any{"path": peripherals}}, &children); err != nil {
 		return nil, err
 	}
 	ports := map[string][]string{}
-	for _, bus := range buses {
-		for _, port := range bus.Devices {
-			if port.Bridge == nil {
-				continue
-			}
-			ports[port.ID] = []string{}
-			for _, device := range port.Bridge.Devices {
-				ports[port.ID] = append(ports[port.ID], device.ID)
-			}
+	for _, child := range children {
+		if child.Type == "child<pcie-root-port>" {
+			ports[child.Name] = []string{}
+		}
+	}
+	for _, child := range children {
+		if !strings.HasPrefix(child.Type, "child<") || child.Type == "child<pcie-root-port>" {
+			continue
+		}
+		bus, err := m.bus(ctx, child.Name)
+		if err != nil {
+			return nil, err
+		}
+		// A root port's bus is its child: /machine/peripheral/port1/port1.
+		port := path.Base(path.Dir(bus))
+		if _, ok := ports[port]; ok {
+			ports[port] = append(ports[port], child.Name)
 		}
 	}
 	return ports, nil
+}
+
+// bus is the object path of the bus that a device is plugged into.
+func (m Machine) bus(ctx context.Context, device string) (bus string, err error) {
+	args := map[string]any{"path": path.Join(peripherals, device), "property": "parent_bus"}
+	err = m.Execute(ctx, Command{Name: "qom-get", Args: args}, &bus)
+	if notFound(err) { // unplugged since it was listed
+		return "", nil
+	}
+	return bus, err
 }
 
 // RxFilter is what a guest told its NIC to accept.

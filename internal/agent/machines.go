@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"path/filepath"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"patchbay/internal/agent/access"
+	"patchbay/internal/agent/vmdriver"
+	"patchbay/internal/qemu"
+	"patchbay/internal/volume"
+)
+
+// firmware is where the launcher's image holds UEFI.
+var firmware = qemu.EFI{
+	Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd",
+	SecureCode: "/usr/share/OVMF/OVMF_CODE_4M.ms.fd", SecureVars: "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
+}
+
+// addMachines runs the node's virtual machines and lets the controller reach them.
+func addMachines(_ context.Context, h *Host) error {
+	log := h.Log.With("part", "machines")
+	masquerade, err := vmdriver.NewMasquerade(log)
+	if err != nil {
+		return err
+	}
+	driver := vmdriver.New(vmdriver.Config{
+		Node:        h.Node,
+		KubeletRoot: filepath.Join(h.Dir, "kubelet"),
+		Client:      h.Manager.GetClient(),
+		Live:        h.Manager.GetAPIReader(),
+		Pods:        h.Pods,
+		Wirers:      map[string]vmdriver.Wirer{"masquerade": masquerade},
+		Accelerator: vmdriver.Accelerator(),
+		EFI:         &firmware,
+		Events:      recorder{h.Manager.GetEventRecorder("patchbay-agent")},
+		Log:         log,
+	})
+	if err := driver.AddToManager(h.Manager); err != nil {
+		return err
+	}
+	server := access.New(access.Config{Machines: driver, TLSDir: filepath.Join(h.Dir, "pki", "agent"), Log: h.Log.With("part", "access")})
+	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		address, err := h.address(ctx)
+		if err != nil {
+			return err
+		}
+		listener, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(access.Port)))
+		if err != nil {
+			return fmt.Errorf("listen for the controller: %w", err)
+		}
+		return server.Serve(ctx, listener)
+	}))
+}
+
+// recorder records events about objects that stand for themselves: the reason says what was done.
+type recorder struct{ events.EventRecorder }
+
+// Event implements vmdriver.Recorder.
+func (r recorder) Event(object runtime.Object, kind, reason, message string) {
+	r.Eventf(object, nil, kind, reason, reason, "%s", message)
+}
+
+// address is the node's first address in the network that joins the nodes.
+func (h *Host) address(ctx context.Context) (string, error) {
+	var node corev1.Node
+	if err := h.Manager.GetAPIReader().Get(ctx, client.ObjectKey{Name: h.Node}, &node); err != nil {
+		return "", fmt.Errorf("read this node's addresses: %w", err)
+	}
+	for _, a := range node.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			return a.Address, nil
+		}
+	}
+	return "", errors.New("this node has no internal IP yet; its kubelet sets it when it registers")
+}
+
+// addVolumes makes the directories of the node's local-path volumes.
+func addVolumes(_ context.Context, h *Host) error {
+	kube, err := kubernetes.NewForConfig(h.Manager.GetConfig())
+	if err != nil {
+		return err
+	}
+	return h.Manager.Add(&volume.Directories{Client: kube, Node: h.Node, Dir: volume.Directory(filepath.Dir(h.Dir), h.Node)})
+}
+
+// withMachines adds the kinds that virtual machines need to a cache.
+func withMachines(options cache.Options, node string) cache.Options {
+	maps.Copy(options.ByObject, vmdriver.CacheOptions(node))
+	return options
+}

@@ -1,0 +1,184 @@
+package hyperconverged
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+	virtv1 "kubevirt.io/api/core/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	hcov1beta1 "patchbay/api/hco/v1beta1"
+)
+
+// reconciler makes the KubeVirt object follow HyperConverged. There is one of each, so every event asks for the same work.
+type reconciler struct {
+	client client.Client
+	direct client.Client // not the cache: what is missing in it may only be late
+}
+
+// SetupWithManager runs the controller in a manager. direct reads and writes the API server itself.
+func SetupWithManager(m manager.Manager, direct client.Client) error {
+	r := &reconciler{client: m.GetClient(), direct: direct}
+	toAll := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
+		return []reconcile.Request{{}}
+	})
+	first := source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		queue.Add(reconcile.Request{}) // an empty cluster has no object whose event would start the work
+		return nil
+	})
+	return ctrl.NewControllerManagedBy(m).Named("hyperconverged").
+		WatchesRawSource(first).
+		Watches(&hcov1beta1.HyperConverged{}, toAll).
+		Watches(&virtv1.KubeVirt{}, toAll).
+		Watches(&corev1.Node{}, toAll, builder.WithPredicates(comesOrGoes)).
+		Complete(r)
+}
+
+// comesOrGoes: only the number of nodes matters.
+var comesOrGoes = predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}
+
+// Reconcile reads, decides and writes.
+func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	h, err := r.hyperConverged(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	var nodes corev1.NodeList
+	if err := r.client.List(ctx, &nodes); err != nil {
+		return reconcile.Result{}, err
+	}
+	if err := r.writeKubeVirt(ctx, KubeVirtSpec(h, len(nodes.Items))); err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{}, r.report(ctx, h)
+}
+
+// hyperConverged is the object that counts. When there is none an empty one is made, so that it can be edited.
+func (r *reconciler) hyperConverged(ctx context.Context) (*hcov1beta1.HyperConverged, error) {
+	var all hcov1beta1.HyperConvergedList
+	if err := r.direct.List(ctx, &all); err != nil {
+		return nil, fmt.Errorf("find the HyperConverged object: %w", err)
+	}
+	if h := choose(all.Items); h != nil {
+		return h, nil
+	}
+	if err := r.ensureNamespace(ctx); err != nil {
+		return nil, err
+	}
+	h := &hcov1beta1.HyperConverged{ObjectMeta: metav1.ObjectMeta{Name: hcov1beta1.Name, Namespace: Namespace}}
+	if err := r.direct.Create(ctx, h); err != nil && !apierrors.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("make the HyperConverged object: %w", err)
+	}
+	return h, nil
+}
+
+func (r *reconciler) ensureNamespace(ctx context.Context) error {
+	err := r.direct.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("make the namespace %s: %w", Namespace, err)
+	}
+	return nil
+}
+
+// writeKubeVirt undoes edits by hand: settings belong into HyperConverged.
+func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec) error {
+	kv := &virtv1.KubeVirt{}
+	err := r.direct.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: KubeVirtName}, kv)
+	switch {
+	case apierrors.IsNotFound(err):
+		if err := r.ensureNamespace(ctx); err != nil {
+			return err
+		}
+		kv = &virtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{Name: KubeVirtName, Namespace: Namespace}, Spec: spec}
+		if err := r.direct.Create(ctx, kv); err != nil {
+			return fmt.Errorf("make the KubeVirt object: %w", err)
+		}
+	case err != nil:
+		return fmt.Errorf("read the KubeVirt object: %w", err)
+	case !equality.Semantic.DeepEqual(kv.Spec, spec):
+		kv.Spec = spec
+		if err := r.direct.Update(ctx, kv); err != nil {
+			return fmt.Errorf("write the KubeVirt object: %w", err)
+		}
+	}
+	status := kv.Status.DeepCopy()
+	describe(kv)
+	if equality.Semantic.DeepEqual(*status, kv.Status) {
+		return nil
+	}
+	return r.direct.Status().Update(ctx, kv)
+}
+
+// describe says that everything is deployed: whoever can read the object is served by it.
+func describe(kv *virtv1.KubeVirt) {
+	s := &kv.Status
+	s.Phase = virtv1.KubeVirtPhaseDeployed
+	s.OperatorVersion, s.TargetKubeVirtVersion, s.ObservedKubeVirtVersion = Version, Version, Version
+	s.DefaultArchitecture = "amd64"
+	generation := kv.Generation
+	s.ObservedGeneration = &generation
+	for _, c := range []struct {
+		kind   virtv1.KubeVirtConditionType
+		status corev1.ConditionStatus
+		reason string
+	}{
+		{virtv1.KubeVirtConditionAvailable, corev1.ConditionTrue, "AllComponentsReady"},
+		{virtv1.KubeVirtConditionProgressing, corev1.ConditionFalse, "AllComponentsReady"},
+		{virtv1.KubeVirtConditionDegraded, corev1.ConditionFalse, "AllComponentsReady"},
+		{virtv1.KubeVirtConditionCreated, corev1.ConditionTrue, "AllResourcesCreated"},
+	} {
+		setCondition(s, c.kind, c.status, c.reason)
+	}
+}
+
+func setCondition(s *virtv1.KubeVirtStatus, kind virtv1.KubeVirtConditionType, status corev1.ConditionStatus, reason string) {
+	for _, c := range s.Conditions {
+		if c.Type == kind && c.Status == status {
+			return
+		}
+	}
+	now := metav1.Now()
+	condition := virtv1.KubeVirtCondition{Type: kind, Status: status, Reason: reason, LastProbeTime: now, LastTransitionTime: now}
+	for i := range s.Conditions {
+		if s.Conditions[i].Type == kind {
+			s.Conditions[i] = condition
+			return
+		}
+	}
+	s.Conditions = append(s.Conditions, condition)
+}
+
+// report writes the conditions that administrators wait for.
+func (r *reconciler) report(ctx context.Context, h *hcov1beta1.HyperConverged) error {
+	before := h.Status.DeepCopy()
+	h.Status.ObservedGeneration = h.Generation
+	for _, c := range []struct {
+		kind   string
+		status metav1.ConditionStatus
+	}{
+		{"ReconcileComplete", metav1.ConditionTrue}, {"Available", metav1.ConditionTrue},
+		{"Progressing", metav1.ConditionFalse}, {"Degraded", metav1.ConditionFalse}, {"Upgradeable", metav1.ConditionTrue},
+	} {
+		meta.SetStatusCondition(&h.Status.Conditions, metav1.Condition{
+			Type: c.kind, Status: c.status, Reason: "ReconcileCompleted", Message: "Reconcile completed successfully", ObservedGeneration: h.Generation,
+		})
+	}
+	if equality.Semantic.DeepEqual(*before, h.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.direct.Status().Update(ctx, h))
+}

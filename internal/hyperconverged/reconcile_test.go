@@ -1,0 +1,141 @@
+package hyperconverged
+
+import (
+	"context"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	virtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"patchbay/api/crds"
+	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/cluster/bootstrap"
+	"patchbay/test/apiserver"
+)
+
+var fixture *apiserver.Server
+
+func TestMain(m *testing.M) { os.Exit(apiserver.Run(m, &fixture)) }
+
+// running starts the controller on the real API server.
+func running(t *testing.T) (context.Context, client.WithWatch) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	if err := bootstrap.Apply(ctx, fixture.Config, nil); err != nil {
+		t.Fatal(err)
+	}
+	own := fixture.As("patchbay:controller") // everything must work with the rights of the controller
+	if err := crds.Apply(ctx, own); err != nil {
+		t.Fatal(err)
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, hcov1beta1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	direct, err := client.NewWithWatch(own, client.Options{Scheme: scheme})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := manager.New(own, manager.Options{Scheme: scheme, Logger: logr.Discard(), Metrics: server.Options{BindAddress: "0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := SetupWithManager(m, direct); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := m.Start(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	return ctx, direct
+}
+
+// wait watches the KubeVirt object until it is as wanted.
+func wait(ctx context.Context, t *testing.T, c client.WithWatch, what string, as func(*virtv1.KubeVirt) bool) *virtv1.KubeVirt {
+	t.Helper()
+	bounded, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	w, err := c.Watch(bounded, &virtv1.KubeVirtList{}, client.InNamespace(Namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	var last *virtv1.KubeVirt
+	for event := range w.ResultChan() {
+		if kv, ok := event.Object.(*virtv1.KubeVirt); ok {
+			if last = kv; as(kv) {
+				return kv
+			}
+		}
+	}
+	t.Fatalf("the KubeVirt object never was %s; last seen %+v", what, last)
+	return nil
+}
+
+func disabled(gate string) func(*virtv1.KubeVirt) bool {
+	return func(kv *virtv1.KubeVirt) bool {
+		d := kv.Spec.Configuration.DeveloperConfiguration
+		return d != nil && slices.Contains(d.DisabledFeatureGates, gate)
+	}
+}
+
+func TestKubeVirtFollows(t *testing.T) {
+	ctx, c := running(t)
+	kv := wait(ctx, t, c, "deployed", func(kv *virtv1.KubeVirt) bool { return kv.Status.Phase == virtv1.KubeVirtPhaseDeployed })
+	if kv.Name != KubeVirtName || kv.Status.ObservedKubeVirtVersion != Version || !disabled(gatePasst)(kv) {
+		t.Errorf("KubeVirt %s: %+v", kv.Name, kv)
+	}
+
+	if _, problems, err := fixture.Kubectl(ctx, nil, "annotate", "hco", hcov1beta1.Name, "-n", Namespace, hcov1beta1.PasstAnnotation+"=true", "--overwrite"); err != nil {
+		t.Fatal(problems)
+	}
+	kv = wait(ctx, t, c, "with passt", func(kv *virtv1.KubeVirt) bool { return !disabled(gatePasst)(kv) })
+	if _, registered := kv.Spec.Configuration.NetworkConfiguration.Binding["passt"]; !registered {
+		t.Error("the passt plugin is not registered")
+	}
+
+	byHand := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"configuration":{"network":{"defaultNetworkInterface":"bridge"}}}}`))
+	if err := c.Patch(ctx, kv, byHand); err != nil {
+		t.Fatal(err)
+	}
+	wait(ctx, t, c, "restored", func(kv *virtv1.KubeVirt) bool {
+		return kv.Spec.Configuration.NetworkConfiguration.NetworkInterface == "masquerade"
+	})
+
+	for _, args := range [][]string{
+		{"wait", "hco", hcov1beta1.Name, "-n", Namespace, "--for=condition=Available", "--timeout=20s"},
+		{"wait", "kv", KubeVirtName, "-n", Namespace, "--for=condition=Available", "--timeout=20s"},
+		{"create", "namespace", "openshift-cnv"},
+	} {
+		if _, problems, err := fixture.Kubectl(ctx, nil, args...); err != nil {
+			t.Fatal(problems)
+		}
+	}
+	documented := &hcov1beta1.HyperConverged{}
+	documented.Name, documented.Namespace = hcov1beta1.Name, "openshift-cnv"
+	network := "migration-net"
+	documented.Spec.LiveMigrationConfig = &hcov1beta1.LiveMigrationConfig{Network: &network}
+	if err := c.Create(ctx, documented); err != nil {
+		t.Fatal(err)
+	}
+	wait(ctx, t, c, "that of the documented namespace", func(kv *virtv1.KubeVirt) bool {
+		m := kv.Spec.Configuration.MigrationConfiguration
+		return m.Network != nil && *m.Network == network && disabled(gatePasst)(kv)
+	})
+}
