@@ -8,7 +8,7 @@ import (
 )
 
 // unsupported refuses the fields that would change what the guest sees and that this package does not carry out. The list in
-// docs/manual/vm-fields.md says the same to users.
+// docs/api.md says the same to users.
 func unsupported(vmi *virtv1.VirtualMachineInstance) error {
 	domain := &vmi.Spec.Domain
 	d := &domain.Devices
