@@ -44,6 +44,11 @@ and firewall stay as they are. Run again, it starts what is missing and leaves t
 				return err
 			}
 			request.Cluster = place
+			for _, flag := range []string{"nodes", "api-port", "mtu"} {
+				if value, err := cmd.Flags().GetInt(flag); err != nil || (value == 0 && cmd.Flags().Changed(flag)) {
+					return fmt.Errorf("--%s is 0; leave the flag out for the default", flag)
+				}
+			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%v are over", timeout))

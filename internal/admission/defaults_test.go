@@ -261,9 +261,10 @@ spec:
   running: true
   template:
     metadata: {annotations: {sidecar.istio.io/inject: "True"}}
-    spec: {domain: {devices: {interfaces: [{name: a, masquerade: {}, ports: [{port: 15001}, {port: 80}]}]}}}`)
+    spec: {domain: {devices: {interfaces: [{name: a, masquerade: {}, ports: [{port: 15001}, {port: 80}, {port: 49153}]}]}}}`)
 	if diff := cmp.Diff([]string{
 		"spec.running is deprecated, please use spec.runStrategy instead.",
+		"interface a: port 49153 is reserved and never reaches the guest; choose another port",
 		"interface a: port 15001 belongs to the mesh sidecar and never reaches the guest; choose another port",
 	}, WarnVM(vm)); diff != "" {
 		t.Errorf("warnings of a VM (-want +got):\n%s", diff)

@@ -15,13 +15,27 @@ const istioInject = "sidecar.istio.io/inject"
 // sidecarPorts are what a mesh sidecar listens on in the pod (chapter9 9.7.1-C3).
 var sidecarPorts = []int32{15000, 15001, 15006, 15008, 15020, 15021, 15090}
 
+// droppedPorts are never let in to a guest behind masquerade (chapter9 9.2.1-C6).
+var droppedPorts = []int32{49152, 49153}
+
 // WarnVM lists what works now and will hurt later.
 func WarnVM(vm *virtv1.VirtualMachine) []string {
 	var warnings []string
 	if vm.Spec.Running != nil {
 		warnings = append(warnings, "spec.running is deprecated, please use spec.runStrategy instead.")
 	}
-	if t := vm.Spec.Template; t != nil && InMesh(t.ObjectMeta.Annotations) {
+	t := vm.Spec.Template
+	if t == nil {
+		return warnings
+	}
+	for _, iface := range t.Spec.Domain.Devices.Interfaces {
+		for _, p := range iface.Ports {
+			if iface.Masquerade != nil && slices.Contains(droppedPorts, p.Port) {
+				warnings = append(warnings, fmt.Sprintf("interface %s: port %d is reserved and never reaches the guest; choose another port", iface.Name, p.Port))
+			}
+		}
+	}
+	if InMesh(t.ObjectMeta.Annotations) {
 		warnings = append(warnings, warnMeshPorts(t.Spec.Domain.Devices.Interfaces)...)
 	}
 	return warnings

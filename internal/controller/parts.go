@@ -15,6 +15,7 @@ import (
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
 	ovnv1 "patchbay/api/ovn/v1"
+	"patchbay/api/policies"
 	"patchbay/internal/admission"
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/hyperconverged"
@@ -28,6 +29,7 @@ import (
 // hands it what it needs, and a line in this list.
 func Parts() []Part {
 	return []Part{
+		{"policies", addPolicies},
 		{"configuration", addConfiguration},
 		{"admission", addAdmission},
 		{"subresources", addSubresources},
@@ -44,6 +46,11 @@ func newScheme() *apiruntime.Scheme {
 		_ = add(s) // adds to a map; cannot fail
 	}
 	return s
+}
+
+// addPolicies gives the API server the rules that it keeps by itself.
+func addPolicies(_ context.Context, h *Host) error {
+	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error { return policies.Apply(ctx, h.REST) }))
 }
 
 // addConfiguration keeps the objects in which the administrator's decisions are read.

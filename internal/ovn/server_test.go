@@ -12,12 +12,12 @@ import (
 
 // server is a real ovsdb-server with a Northbound database of its own.
 type server struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	proc *exec.Cmd
 }
 
-func startServer(t *testing.T) *server {
+func startServer(t testing.TB) *server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pbnb") // t.TempDir's path can be too long for a socket
 	if err != nil {

@@ -54,8 +54,29 @@ func Ensure(path string) error {
 		if err := os.MkdirAll(filepath.Join(point, path), 0o755); err != nil {
 			return fmt.Errorf("make control group %s: %w", path, err)
 		}
+		delegate(point, path)
 	}
 	return nil
+}
+
+// delegate hands the controllers of version 2 down to a group; in version 1 every group has its hierarchy's. Some controllers
+// refuse in some configurations, and not all are needed: the kubelet names those that it misses.
+func delegate(point, path string) {
+	for dir := point; ; {
+		controllers, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+		if err != nil {
+			return
+		}
+		for _, controller := range strings.Fields(string(controllers)) {
+			_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
+		}
+		rest, err := filepath.Rel(dir, filepath.Join(point, path))
+		next, _, deeper := strings.Cut(rest, "/")
+		if err != nil || !deeper {
+			return
+		}
+		dir = filepath.Join(dir, next)
+	}
 }
 
 // Remove removes a group and those below it from every hierarchy. Their processes must have been ended; it waits for the kernel to

@@ -53,6 +53,29 @@ func TestHolds(t *testing.T) {
 	}
 }
 
+// TestDelegate has ordinary directories in the place of a hierarchy of version 2.
+func TestDelegate(t *testing.T) {
+	point := t.TempDir()
+	for dir, controllers := range map[string]string{"": "cpu memory\n", "a": "memory\n", "a/b": "memory\n", "c": "cpu\n"} {
+		if err := os.MkdirAll(filepath.Join(point, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(point, dir, "cgroup.controllers"), []byte(controllers), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	delegate(point, "/a/b")
+	got := map[string]string{}
+	for _, dir := range []string{"", "a", "a/b", "c"} {
+		data, _ := os.ReadFile(filepath.Join(point, dir, "cgroup.subtree_control"))
+		got[dir] = string(data)
+	}
+	// The last write is what an ordinary file keeps. The group itself hands nothing down: that is its user's choice.
+	if diff := cmp.Diff(map[string]string{"": "+memory", "a": "+memory", "a/b": "", "c": ""}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestEnsureAndRemove(t *testing.T) {
 	path := fmt.Sprintf("/pb-cgtest-%d", os.Getpid())
 	for range 2 {

@@ -22,7 +22,7 @@ func Host(home, dir string) error {
 }
 
 // longestSocket is the longest path of a socket below a cluster's directory.
-const longestSocket = "/nodes/node-200/containerd/containerd.sock.ttrpc"
+const longestSocket = "/nodes/node-200/kubelet/device-plugins/kubelet.sock"
 
 // maxSocketPath is what fits into struct sockaddr_un.
 const maxSocketPath = 107
@@ -46,7 +46,7 @@ func checkDirectory(home, dir string) error {
 // Memory that a cluster takes without virtual machines, in MiB. Measured: see docs/design/0001-local-cluster.md.
 const (
 	controlPlaneMemory = 900
-	nodeMemory         = 350
+	nodeMemory         = 250
 )
 
 // NewCluster checks what a cluster needs that does not exist yet.

@@ -70,7 +70,7 @@ func TestDirectory(t *testing.T) {
 		"like run":    {"/runs", "/runs/a", ""},
 		"logs itself": {"/var/log", "/var/log/a", "PATCHBAY_HOME cannot lie below /var/log, which the nodes do not see; choose another directory"},
 		"too long": {long, long + "/default",
-			"the path " + long + "/default is 24 bytes too long for the sockets below it; choose a shorter --name or set PATCHBAY_HOME to a shorter directory"},
+			"the path " + long + "/default is 27 bytes too long for the sockets below it; choose a shorter --name or set PATCHBAY_HOME to a shorter directory"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -89,10 +89,10 @@ func TestMemory(t *testing.T) {
 	if _, err := availableMemory("MemTotal: 1 kB\n"); err == nil {
 		t.Error("an answer without MemAvailable")
 	}
-	if err := enoughMemory(1600, 2); err != nil {
+	if err := enoughMemory(1400, 2); err != nil {
 		t.Error(err)
 	}
-	want := "1000 MiB of memory are free, and a cluster of 2 nodes needs 1600 MiB; free some, or use fewer --nodes"
+	want := "1000 MiB of memory are free, and a cluster of 2 nodes needs 1400 MiB; free some, or use fewer --nodes"
 	if diff := cmp.Diff(want, text(enoughMemory(1000, 2))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -12,9 +12,10 @@ import (
 
 //go:generate go run ../modelgen -package nb -schema ../schema/ovn-nb.ovsschema -tables NB_Global,Logical_Switch,Logical_Switch_Port,Logical_Router,Logical_Router_Port,Logical_Router_Policy,Logical_Router_Static_Route,Gateway_Chassis,HA_Chassis_Group,HA_Chassis,NAT,Load_Balancer,Load_Balancer_Group,Address_Set,Port_Group,ACL,DHCP_Options,DNS,QoS,Static_MAC_Binding
 
-// uuidPrefix starts the UUID of every row that Patchbay owns ("patc" in ASCII). Some tables have no external_ids, so
-// ownership is visible in the identity itself.
-const uuidPrefix = "70617463-"
+// uuidSuffix ends the UUID of every row that Patchbay owns ("patc" in ASCII). Some tables have no external_ids, so ownership
+// is visible in the identity itself. It stands at the end because OVS and OVN use the first 32 bits of a UUID as its hash:
+// with equal first bits 10,000 rows took ovsdb-server 17 s instead of half a second.
+const uuidSuffix = "70617463"
 
 // Ref names a row by its table and a key that is unique there; the row's name where the table has names.
 //
@@ -29,14 +30,14 @@ type Ref struct {
 // UUID of the row (version 8 of RFC 9562).
 func (r Ref) UUID() string {
 	sum := sha256.Sum256([]byte(r.Table + "\x00" + r.Key))
-	sum[2] = sum[2]&0x0f | 0x80
-	sum[4] = sum[4]&0x3f | 0x80
+	sum[6] = sum[6]&0x0f | 0x80
+	sum[8] = sum[8]&0x3f | 0x80
 	h := hex.EncodeToString(sum[:12])
-	return uuidPrefix + h[0:4] + "-" + h[4:8] + "-" + h[8:12] + "-" + h[12:24]
+	return h[0:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:24] + uuidSuffix
 }
 
 // Owned tells whether a row with this UUID belongs to Patchbay.
-func Owned(uuid string) bool { return strings.HasPrefix(uuid, uuidPrefix) }
+func Owned(uuid string) bool { return strings.HasSuffix(uuid, uuidSuffix) }
 
 // Row is one wanted row. Columns of Model that hold members (see Members) stay empty: they are said by Links. A reference
 // in any other column is the UUID of a Ref.
