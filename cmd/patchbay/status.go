@@ -22,7 +22,12 @@ func newStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the components and nodes of a local cluster; fails when one is unhealthy",
-		Args:  cobra.NoArgs,
+		Long: `Ask every process of a local cluster for its health, and the API server for the nodes, and print them with process ids, restarts and
+logs. It asks now and needs no running supervisor.`,
+		Example: `  patchbay status
+  patchbay status --name test --output json | jq '.components[] | select(.healthy | not)'`,
+		Annotations: exits("0 when everything is healthy", "1 when something is not, or the cluster does not exist"),
+		Args:        cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			place, err := layout.New(name)
 			if err != nil {
@@ -41,8 +46,8 @@ func newStatusCommand() *cobra.Command {
 			return nil
 		},
 	}
-	addNameFlag(cmd.Flags(), &name)
-	output.addFlag(cmd.Flags())
+	addNameFlag(cmd, &name)
+	output.addFlag(cmd)
 	return cmd
 }
 
