@@ -33,7 +33,7 @@ func TestMain(m *testing.M) { os.Exit(apiserver.Run(m, &server)) }
 // installed serves the webhooks to the API server and gives clients of an administrator and of any other user.
 func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(user string) client.Client) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	if err := bootstrap.Apply(ctx, server.Config, nil); err != nil {
 		t.Fatal(err)
