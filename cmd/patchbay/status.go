@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -55,9 +56,9 @@ func printStatus(w io.Writer, s cluster.Status) {
 	fmt.Fprintf(w, "Cluster    %s\nAPI        %s\nKubeconfig %s\nLogs       %s\nDatapath   %s, fabric MTU %d\n\n",
 		s.Name, s.API, s.Kubeconfig, filepath.Join(s.Directory, "logs"), s.Datapath, s.MTU)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NODE\tREADY\tIPV4\tIPV6\tMESSAGE")
+	fmt.Fprintln(table, "NODE\tREADY\tACCELERATOR\tIPV4\tIPV6\tMESSAGE")
 	for _, n := range s.Nodes {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", n.Name, yesNo(n.Ready), n.IPv4, n.IPv6, n.Message)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, yesNo(n.Ready), cmp.Or(n.Accelerator, "-"), n.IPv4, n.IPv6, n.Message)
 	}
 	fmt.Fprintln(table, "\nCOMPONENT\tHEALTHY\tPHASE\tPID\tUPTIME\tRESTARTS\tLOG\tMESSAGE")
 	for _, c := range s.Components {

@@ -110,12 +110,14 @@ func TestKubeVirtFollows(t *testing.T) {
 		t.Error("the passt plugin is not registered")
 	}
 
-	byHand := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"configuration":{"network":{"defaultNetworkInterface":"bridge"}}}}`))
+	byHand := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"configuration":{
+		"developerConfiguration":{"useEmulation":true},"network":{"defaultNetworkInterface":"bridge"}}}}`))
 	if err := c.Patch(ctx, kv, byHand); err != nil {
 		t.Fatal(err)
 	}
 	wait(ctx, t, c, "restored", func(kv *virtv1.KubeVirt) bool {
-		return kv.Spec.Configuration.NetworkConfiguration.NetworkInterface == "masquerade"
+		c := kv.Spec.Configuration
+		return c.NetworkConfiguration.NetworkInterface == "masquerade" && c.DeveloperConfiguration.UseEmulation
 	})
 
 	for _, args := range [][]string{
@@ -136,6 +138,6 @@ func TestKubeVirtFollows(t *testing.T) {
 	}
 	wait(ctx, t, c, "that of the documented namespace", func(kv *virtv1.KubeVirt) bool {
 		m := kv.Spec.Configuration.MigrationConfiguration
-		return m.Network != nil && *m.Network == network && disabled(gatePasst)(kv)
+		return m.Network != nil && *m.Network == network && disabled(gatePasst)(kv) && kv.Spec.Configuration.DeveloperConfiguration.UseEmulation
 	})
 }
