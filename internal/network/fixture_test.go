@@ -141,7 +141,7 @@ func (s *site) start(o *overlay, with settings.Settings) (kill func()) {
 // until waits for a condition that some watch will bring about, and says what is wrong when it does not come.
 func (s *site) until(what string, holds func() (bool, string)) {
 	s.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute) // the API server gives a deleted Service's addresses back a minute later
 	for {
 		ok, detail := holds()
 		if ok {

@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -166,27 +166,26 @@ func (n *Network) Report(owner string, err error) {
 
 // wakeups puts keys into a controller's queue from outside its watches.
 type wakeups struct {
-	queue chan workqueue.TypedRateLimitingInterface[reconcile.Request]
-}
-
-func newWakeups() wakeups {
-	return wakeups{queue: make(chan workqueue.TypedRateLimitingInterface[reconcile.Request], 1)}
+	mu    sync.Mutex
+	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
 
 // start is for WatchesRawSource.
-func (w wakeups) start(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-	w.queue <- q
+func (w *wakeups) start(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.queue = q
 	return nil
 }
 
 // wake does nothing before the controller runs: it looks at every object then.
-func (w wakeups) wake(keys []client.ObjectKey) {
-	select {
-	case q := <-w.queue:
-		for _, k := range keys {
-			q.Add(ctrl.Request{NamespacedName: k})
-		}
-		w.queue <- q
-	default:
+func (w *wakeups) wake(keys []client.ObjectKey) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.queue == nil {
+		return
+	}
+	for _, k := range keys {
+		w.queue.Add(reconcile.Request{NamespacedName: k})
 	}
 }

@@ -25,7 +25,6 @@ import (
 func newPod() client.Object { return &corev1.Pod{} }
 
 func (n *Network) addPods(m manager.Manager) error {
-	n.wakePods = newWakeups()
 	relevant := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		old, pod := e.ObjectOld.(*corev1.Pod), e.ObjectNew.(*corev1.Pod)
 		return old.UID != pod.UID || old.Spec.NodeName != pod.Spec.NodeName || completed(old) != completed(pod) ||

@@ -40,7 +40,6 @@ func serviceOf(slice client.Object) []string {
 }
 
 func (n *Network) addServices(m manager.Manager) error {
-	n.wakeSvcs = newWakeups()
 	// Of the status only a load balancer's addresses concern us.
 	relevant := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		old, service := e.ObjectOld.(*corev1.Service), e.ObjectNew.(*corev1.Service)
