@@ -2,15 +2,15 @@ package datapath
 
 import (
 	"bufio"
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,41 +20,69 @@ import (
 	"patchbay/internal/topology"
 )
 
-// stream is traffic that goes on while something happens.
+// stream is numbered datagrams to an echo server, one every ten milliseconds.
 type stream struct {
-	name string
-	cmd  *exec.Cmd
-	out  bytes.Buffer
+	name     string
+	conn     net.Conn
+	end      chan struct{}
+	finished sync.WaitGroup
+	sent     int
+	received map[string]bool
 }
 
-const pingsPerSecond = 100
-
-func startPing(t *testing.T, from string, to netip.Addr) *stream {
+func startStream(t *testing.T, from string, to netip.AddrPort) *stream {
 	t.Helper()
-	s := &stream{name: from + " to " + to.String()}
-	s.cmd = exec.Command("nsenter", "--net="+namespace(from), "ping", "-n", "-q", "-i", fmt.Sprint(1.0/pingsPerSecond), to.String())
-	s.cmd.Stdout = &s.out
-	if err := s.cmd.Start(); err != nil {
+	conn, err := dialFrom(from, "udp", to, time.Second)
+	if err != nil {
 		t.Fatal(err)
 	}
+	s := &stream{name: from + " to " + to.String(), conn: conn, end: make(chan struct{}), received: map[string]bool{}}
+	s.finished.Go(s.send)
+	s.finished.Go(s.receive)
 	return s
 }
 
-// stop ends the pings and returns how many were lost. The last one may be on its way.
-func (s *stream) stop(t *testing.T) (sent, lost int) {
-	t.Helper()
-	if err := s.cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	_ = s.cmd.Wait()
-	var received int
-	for line := range strings.Lines(s.out.String()) {
-		if _, err := fmt.Sscanf(line, "%d packets transmitted, %d received", &sent, &received); err == nil {
-			return sent, max(0, sent-received-1)
+func (s *stream) send() {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for ; ; s.sent++ {
+		// An error is an earlier datagram's ICMP answer; that datagram counts as lost.
+		_, _ = fmt.Fprintf(s.conn, "%d\n", s.sent)
+		select {
+		case <-s.end:
+			s.sent++
+			// What is on its way has a second to come back.
+			_ = s.conn.SetReadDeadline(time.Now().Add(time.Second))
+			return
+		case <-tick.C:
 		}
 	}
-	t.Fatalf("%s: %s", s.name, s.out.String())
-	return 0, 0
+}
+
+func (s *stream) receive() {
+	buffer := make([]byte, 100)
+	for {
+		n, err := s.conn.Read(buffer)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		if err == nil {
+			s.received[strings.TrimSpace(string(buffer[:n]))] = true
+		}
+	}
+}
+
+// stop ends the stream and returns the numbers that did not come back.
+func (s *stream) stop() (sent int, lost []int) {
+	close(s.end)
+	s.finished.Wait()
+	s.conn.Close()
+	for i := range s.sent {
+		if !s.received[fmt.Sprint(i)] {
+			lost = append(lost, i)
+		}
+	}
+	return s.sent, lost
 }
 
 // talk keeps one TCP connection through a service busy until its context ends, and returns the longest silence.
@@ -82,10 +110,15 @@ func talk(ctx context.Context, conn net.Conn) (longest time.Duration, err error)
 // is lost.
 func undisturbed(t *testing.T, what func()) {
 	t.Helper()
-	serve(t, topology.Service{Name: "busy", ClusterIPs: vips, Ports: []topology.ServicePort{{Protocol: "tcp", Port: 80, Endpoints: backends(t, 8080, "a2")}}})
-	targets := []netip.Addr{lab.pods["a2"].ip(true), lab.pods["a2"].ip(false), lab.pods["b1"].ip(true), fabric4}
-	for _, to := range targets {
-		ping(t, "a1", to.String())
+	echoServer(t, "", netip.AddrPortFrom(fabric4, 7777), "")
+	endpoints := backends(t, 8080, "a2", "b1")
+	serve(t, topology.Service{Name: "busy", ClusterIPs: vips, Ports: []topology.ServicePort{
+		{Protocol: "tcp", Port: 80, Endpoints: endpoints[:2]}, {Protocol: "udp", Port: 80, Endpoints: endpoints[:2]},
+	}})
+	targets := []netip.AddrPort{netip.AddrPortFrom(fabric4, 7777), netip.AddrPortFrom(vip4, 80), netip.AddrPortFrom(vip6, 80)}
+	for _, e := range endpoints {
+		targets = append(targets, e.Address)
+		ping(t, "a1", e.Address.Addr().String()) // so that the nodes know each other
 	}
 	conn, err := dialFrom("a1", "tcp", netip.AddrPortFrom(vip4, 80), 3*time.Second)
 	if err != nil {
@@ -94,7 +127,7 @@ func undisturbed(t *testing.T, what func()) {
 	defer conn.Close()
 	var streams []*stream
 	for _, to := range targets {
-		streams = append(streams, startPing(t, "a1", to))
+		streams = append(streams, startStream(t, "a1", to))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	type silence struct {
@@ -113,13 +146,15 @@ func undisturbed(t *testing.T, what func()) {
 	if s.err != nil {
 		t.Errorf("connection through the service: %v", s.err)
 	}
+	total := 0
 	for _, stream := range streams {
-		sent, lost := stream.stop(t)
-		t.Logf("%s: %d of %d lost", stream.name, lost, sent)
-		if lost > 0 {
-			t.Errorf("%s: %d of %d packets lost", stream.name, lost, sent)
+		sent, lost := stream.stop()
+		total += sent
+		if len(lost) > 0 {
+			t.Errorf("%s: %d of %d datagrams lost: %v", stream.name, len(lost), sent, lost)
 		}
 	}
+	t.Logf("%d datagrams on %d ways", total, len(streams))
 }
 
 // restart kills a daemon of the central side with signal 9 and starts it again after a while.

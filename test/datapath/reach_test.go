@@ -112,7 +112,8 @@ func counter(t *testing.T, where, name string) (packets int) {
 	return packets
 }
 
-// echoServer answers each connection with the client's address, and each datagram too.
+// echoServer greets each connection with its name and the client's address and sends back what follows. A datagram that asks
+// is answered so, too, and any other is sent back.
 func echoServer(t *testing.T, where string, at netip.AddrPort, name string) {
 	t.Helper()
 	var listener net.Listener
@@ -152,11 +153,15 @@ func serveTCP(l net.Listener, name string) {
 func serveUDP(p net.PacketConn, name string) {
 	buffer := make([]byte, 1500)
 	for {
-		_, from, err := p.ReadFrom(buffer)
+		n, from, err := p.ReadFrom(buffer)
 		if err != nil {
 			return
 		}
-		_, _ = p.WriteTo([]byte(fmt.Sprintf("%s %s\n", name, from)), from)
+		answer := buffer[:n]
+		if answer[0] == '?' {
+			answer = fmt.Appendf(nil, "%s %s\n", name, from)
+		}
+		_, _ = p.WriteTo(answer, from)
 	}
 }
 

@@ -202,6 +202,8 @@ func containerdConfig(in Input, node layout.Node) string {
 	return fmt.Sprintf(`version = 3
 root = %s
 state = %s
+# Without this one the kubelet could do nothing: end, and be started again.
+required_plugins = ["io.containerd.grpc.v1.cri"]
 # NRI and /opt/containerd are shared with the host; the other snapshotters need devices.
 disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
