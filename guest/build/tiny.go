@@ -2,14 +2,11 @@ package main
 
 import (
 	"errors"
-	"io"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 
 	"patchbay/internal/image"
 )
@@ -20,7 +17,7 @@ const quick = "quiet loglevel=3 console=tty1 console=ttyS0,115200 net.ifnames=0 
 	"tsc=reliable no_timer_check cryptomgr.notests i8042.nopnp i8042.noaux 8250.nr_uarts=1 audit=0 apparmor=0 selinux=0 panic=10 initcall_blacklist=crypto_kdf108_init"
 
 func (b builder) tiny(work string) error {
-	t, err := b.tinyParts(work)
+	t, err := b.tinyParts(work, true)
 	if err != nil {
 		return err
 	}
@@ -76,13 +73,13 @@ func (b builder) containerDisk(target, name, disk string) error {
 
 // tinyKernel makes the image for kernelBoot: the same guest as kernel and first file system, all in memory.
 func (b builder) tinyKernel(work string) error {
-	t, err := b.tinyParts(work)
+	t, err := b.tinyParts(work, false)
 	if err != nil {
 		return err
 	}
 	t.root.Link("/init", "sbin/init")
 	initrd := filepath.Join(work, "initrd")
-	if err := create(initrd, compressed(t.root.WriteCpio)); err != nil {
+	if err := create(initrd, t.root.WriteCpio); err != nil {
 		return err
 	}
 	tree := image.NewTree()
@@ -104,26 +101,14 @@ func (b builder) keep(name string, tree *image.Tree) error {
 	return extract(tree, dir)
 }
 
-// compressed makes what write writes small: both forms of the first file system are in memory for a moment, and guests are
-// tight there.
-func compressed(write func(io.Writer) error) func(io.Writer) error {
-	return func(w io.Writer) error {
-		out, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
-		if err != nil {
-			return err
-		}
-		return errors.Join(write(out), out.Close())
-	}
-}
-
 type tinyParts struct {
 	kernel      *kernel
 	root        *image.Tree
 	bootModules []string
 }
 
-// tinyParts makes the guest's file system.
-func (b builder) tinyParts(work string) (*tinyParts, error) {
+// tinyParts makes the guest's file system; onDisk says that it may be large.
+func (b builder) tinyParts(work string, onDisk bool) (*tinyParts, error) {
 	packages, err := list("guest/tiny/packages.txt")
 	if err != nil {
 		return nil, err
@@ -136,9 +121,12 @@ func (b builder) tinyParts(work string) (*tinyParts, error) {
 	if t.kernel, err = findKernel(stage); err != nil {
 		return nil, err
 	}
-	programs, err := list("guest/tiny/programs.txt")
+	programs, large, err := marked("guest/tiny/programs.txt", "disk ")
 	if err != nil {
 		return nil, err
+	}
+	if !onDisk {
+		programs = slices.DeleteFunc(programs, func(p string) bool { return slices.Contains(large, p) })
 	}
 	if err := addPrograms(t.root, stage, programs); err != nil {
 		return nil, err
@@ -172,16 +160,19 @@ func (t *tinyParts) modules() error {
 }
 
 // moduleList reads a list of kernel modules; boot are those that the first file system needs too.
-func moduleList(file string) (all, boot []string, err error) {
+func moduleList(file string) (all, boot []string, err error) { return marked(file, "boot ") }
+
+// marked reads a list of which some lines begin with a mark; it returns all without the mark, and those that had it.
+func marked(file, mark string) (all, with []string, err error) {
 	lines, err := list(file)
 	for _, l := range lines {
-		name, early := strings.CutPrefix(l, "boot ")
-		if early {
-			boot = append(boot, name)
+		name, found := strings.CutPrefix(l, mark)
+		if found {
+			with = append(with, name)
 		}
 		all = append(all, name)
 	}
-	return all, boot, err
+	return all, with, err
 }
 
 // addPrograms copies programs and the libraries that they need from unpacked packages.
