@@ -24,7 +24,7 @@ func manifest(apiVersion, kind, metadata, rest string) string {
 }
 
 func TestPolicies(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	if err := bootstrap.Apply(ctx, server.Config, nil); err != nil {
 		t.Fatal(err)

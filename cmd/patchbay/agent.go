@@ -19,7 +19,13 @@ func newAgentCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "agent",
 		Short: "Connect this node's pods and virtual machines",
-		Args:  cobra.NoArgs,
+		Long: `Run what a node needs beside kubelet: the CNI server, node ports and egress, the virtual machines' network cards, QEMU's monitor,
+consoles, local volumes. It must run in the node's network namespace and may be killed at any time: guests run on.
+
+The supervisor of a local cluster starts it.`,
+		Example:     `  patchbay agent --settings settings.json --kubeconfig agent.kubeconfig --node node-1 --dir nodes/node-1 --ovs unix:nodes/node-1/ovs/db.sock`,
+		Annotations: exits("0 after SIGTERM", "1 when it cannot go on"),
+		Args:        cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if c.Settings, err = settings.Load(settingsFile); err != nil {

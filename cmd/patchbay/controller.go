@@ -20,7 +20,13 @@ func newControllerCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "controller",
 		Short: "Run the cluster's controllers, webhooks and aggregated API",
-		Args:  cobra.NoArgs,
+		Long: `Run what a cluster needs once: admission, virtual machines, addresses and the overlay's rows, volumes, subresources. It may be killed at any
+time: running machines run on, new ones wait.
+
+The supervisor of a local cluster starts it.`,
+		Example:     `  patchbay controller --settings settings.json --kubeconfig controller.kubeconfig --nb unix:ovn/nb.sock --sb unix:ovn/sb.sock --listen 172.30.0.1:9443 --tls-dir pki/controller`,
+		Annotations: exits("0 after SIGTERM", "1 when it cannot go on"),
+		Args:        cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if c.Settings, err = settings.Load(settingsFile); err != nil {

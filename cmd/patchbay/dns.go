@@ -23,7 +23,13 @@ func newDNSCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "dns",
 		Short: "Answer the cluster's DNS queries",
-		Args:  cobra.NoArgs,
+		Long: `Run the cluster's name server: Services, endpoints and pods from the Kubernetes API, forward and reverse; other names go to resolvers outside
+when there are any, else they are refused at once.
+
+The supervisor of a local cluster starts it.`,
+		Example:     `  patchbay dns --settings settings.json --kubeconfig dns.kubeconfig --listen 172.30.0.1:53 --listen [fd00:172:30::1]:53`,
+		Annotations: exits("0 after SIGTERM", "1 when it cannot go on"),
+		Args:        cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := settings.Load(settingsFile)
 			if err != nil {

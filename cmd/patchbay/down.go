@@ -19,7 +19,13 @@ func newDownCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove a local cluster with everything it made on this host",
-		Args:  cobra.NoArgs,
+		Long: `End all processes of a local cluster and remove its network namespaces, mounts, control groups and state directory, the disks of
+claims included. What --expose and --merge-kubeconfig changed is taken back.
+
+A cluster that does not exist is no error. Interrupted or failed, it may be repeated: it removes what is left.`,
+		Example: `  sudo patchbay down
+  sudo patchbay down --name test --output json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			place, err := layout.New(name)
 			if err != nil {
@@ -32,8 +38,8 @@ func newDownCommand() *cobra.Command {
 			return output.print(cmd.OutOrStdout(), report, func(w io.Writer) { printDown(w, report) })
 		},
 	}
-	addNameFlag(cmd.Flags(), &name)
-	output.addFlag(cmd.Flags())
+	addNameFlag(cmd, &name)
+	output.addFlag(cmd)
 	return cmd
 }
 

@@ -55,7 +55,7 @@ directory "disk", that belongs to the user that QEMU runs as. The same input mak
 		},
 	}
 	flags := cmd.Flags()
-	output.addFlag(flags)
+	output.addFlag(cmd)
 	flags.StringVarP(&tag, "tag", "t", "", "name of the image, such as patchbay.io/mine/web:1")
 	flags.StringVarP(&file, "file", "f", "", "archive to write (default: the last part of the name, with .tar)")
 	flags.StringArrayVar(&config.Entrypoint, "entrypoint", nil, "program that a container of the image starts; once for each word")

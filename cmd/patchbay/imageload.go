@@ -36,7 +36,10 @@ func newImageLoadCommand() *cobra.Command {
 		Short: "Load image archives into every node of a local cluster",
 		Long: `Load image archives (from "patchbay image build", "docker save" or "podman save") into every node of a local cluster. Pods and virtual
 machines name them as the archive does; imagePullPolicy must not be Always.`,
-		Args: cobra.MinimumNArgs(1),
+		Example: `  sudo patchbay image load fedora.tar
+  sudo patchbay image load --name test build/images/tiny.tar build/images/debian.tar`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: completeArchives,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			nodes, err := clusterNodes(name)
 			if err != nil {
@@ -51,8 +54,8 @@ machines name them as the archive does; imagePullPolicy must not be Always.`,
 			return output.print(cmd.OutOrStdout(), results, func(w io.Writer) { printLoaded(w, results) })
 		},
 	}
-	addNameFlag(cmd.Flags(), &name)
-	output.addFlag(cmd.Flags())
+	addNameFlag(cmd, &name)
+	output.addFlag(cmd)
 	return cmd
 }
 
@@ -106,7 +109,11 @@ func newImageListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the images that the nodes of a local cluster have",
-		Args:  cobra.NoArgs,
+		Long: `List the images that the nodes of a local cluster have, loaded or pulled. An image of which nodes have different versions appears
+once for each version.`,
+		Example: `  sudo patchbay image list
+  sudo patchbay image list --name test --output json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			nodes, err := clusterNodes(name)
 			if err != nil {
@@ -119,8 +126,8 @@ func newImageListCommand() *cobra.Command {
 			return output.print(cmd.OutOrStdout(), list, func(w io.Writer) { printImages(w, list) })
 		},
 	}
-	addNameFlag(cmd.Flags(), &name)
-	output.addFlag(cmd.Flags())
+	addNameFlag(cmd, &name)
+	output.addFlag(cmd)
 	return cmd
 }
 

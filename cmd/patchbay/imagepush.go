@@ -22,7 +22,10 @@ func newImagePushCommand() *cobra.Command {
 		Use:   "push ARCHIVE [NAME]",
 		Short: "Push an image archive to a registry, for clusters on other hosts",
 		Long:  `Push an image archive to the registry that its name, or NAME, begins with. Credentials are those of your docker or podman login.`,
-		Args:  cobra.RangeArgs(1, 2),
+		Example: `  patchbay image push fedora.tar registry.example.com/team/fedora:40
+  patchbay image push tiny.tar localhost:5000/tiny:1 --plain-http`,
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: completeArchives,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
@@ -58,7 +61,7 @@ func newImagePushCommand() *cobra.Command {
 			})
 		},
 	}
-	output.addFlag(cmd.Flags())
+	output.addFlag(cmd)
 	cmd.Flags().BoolVar(&plain, "plain-http", false, "talk to the registry without TLS")
 	return cmd
 }

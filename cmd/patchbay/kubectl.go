@@ -16,6 +16,13 @@ func newKubectlCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "kubectl [--name NAME] [--] ARGUMENTS",
 		Short: "Run kubectl against a local cluster",
+		Long: `Become kubectl, with the kubeconfig of a local cluster. --name stands before everything else; the rest is kubectl's own, its flags
+included. No kubectl needs to be installed: patchbay-kube holds one.`,
+		Example: `  patchbay kubectl get vm,vmi -A
+  patchbay kubectl --name test apply -f examples/masquerade-ports.yaml
+  patchbay kubectl --name test -- get pods --watch`,
+		Annotations:       exits("those of kubectl", "1 when the cluster was never started"),
+		ValidArgsFunction: completeKubectl,
 		// kubectl has its own flags; ours stand before them.
 		DisableFlagParsing: true,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -56,11 +63,7 @@ func execKubectl(place layout.Cluster, args []string) error {
 	if _, err := os.Stat(place.Kubeconfig()); err != nil {
 		return fmt.Errorf("cluster %q has no kubeconfig (%w); start it with `patchbay up%s`", place.Name, err, nameFlag(place.Name))
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	engine := filepath.Join(filepath.Dir(self), "patchbay-kube")
+	engine := engineProgram()
 	if err := os.Setenv("KUBECONFIG", place.Kubeconfig()); err != nil {
 		return err
 	}
@@ -75,7 +78,11 @@ func newKubeconfigCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kubeconfig",
 		Short: "Print the kubeconfig of a local cluster",
-		Args:  cobra.NoArgs,
+		Long: `Print the administrator's kubeconfig of a local cluster, which reaches the API server at 127.0.0.1. Only root can read it.
+"patchbay up --merge-kubeconfig" adds it to your own file instead.`,
+		Example: `  sudo patchbay kubeconfig > test.kubeconfig
+  sudo patchbay kubeconfig --name test > test.kubeconfig`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			place, err := layout.New(name)
 			if err != nil {
@@ -89,6 +96,15 @@ func newKubeconfigCommand() *cobra.Command {
 			return err
 		},
 	}
-	addNameFlag(cmd.Flags(), &name)
+	addNameFlag(cmd, &name)
 	return cmd
+}
+
+// engineProgram is patchbay-kube, beside this program.
+func engineProgram() string {
+	self, err := os.Executable()
+	if err != nil {
+		return "patchbay-kube"
+	}
+	return filepath.Join(filepath.Dir(self), "patchbay-kube")
 }

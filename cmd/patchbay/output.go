@@ -5,21 +5,23 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 )
 
 const defaultName = "default"
 
-func addNameFlag(flags *pflag.FlagSet, name *string) {
-	flags.StringVar(name, "name", defaultName, "name of the local cluster")
+func addNameFlag(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVar(name, "name", defaultName, "name of the local cluster")
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("name", completeNames))
 }
 
 // outputFormat is the value of --output: text for people, or json.
 type outputFormat string
 
-func (o *outputFormat) addFlag(flags *pflag.FlagSet) {
+func (o *outputFormat) addFlag(cmd *cobra.Command) {
 	*o = "text"
-	flags.VarP(o, "output", "o", "text or json")
+	cmd.Flags().VarP(o, "output", "o", "text or json")
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 }
 
 func (o *outputFormat) String() string { return string(*o) }

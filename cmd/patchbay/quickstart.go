@@ -30,6 +30,8 @@ func newQuickstartCommand() *cobra.Command {
 		Short: "Start a cluster and show two virtual machines and a Service at work",
 		Long: `Start a local cluster as "patchbay up" does, apply two virtual machines and a Service over them, wait until they run, and print what
 they say to each other. The machines stay, to be played with. Run again, it shows them again.`,
+		Example: `  sudo patchbay quickstart
+  sudo patchbay quickstart --name demo --api-port 7443`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			place, err := layout.New(name)
@@ -49,8 +51,8 @@ they say to each other. The machines stay, to be played with. Run again, it show
 		},
 	}
 	flags := cmd.Flags()
-	addNameFlag(flags, &name)
-	output.addFlag(flags)
+	addNameFlag(cmd, &name)
+	output.addFlag(cmd)
 	flags.IntVar(&request.APIPort, "api-port", 0, fmt.Sprintf("port of the Kubernetes API on 127.0.0.1 (default %d)", cluster.DefaultAPIPort))
 	flags.DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait for everything")
 	return cmd

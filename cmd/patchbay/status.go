@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +23,12 @@ func newStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the components and nodes of a local cluster; fails when one is unhealthy",
-		Args:  cobra.NoArgs,
+		Long: `Ask every process of a local cluster for its health, and the API server for the nodes, and print them with process ids, restarts and
+logs. It asks now and needs no running supervisor.`,
+		Example: `  patchbay status
+  patchbay status --name test --output json | jq '.components[] | select(.healthy | not)'`,
+		Annotations: exits("0 when everything is healthy", "1 when something is not, or the cluster does not exist"),
+		Args:        cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			place, err := layout.New(name)
 			if err != nil {
@@ -41,8 +47,8 @@ func newStatusCommand() *cobra.Command {
 			return nil
 		},
 	}
-	addNameFlag(cmd.Flags(), &name)
-	output.addFlag(cmd.Flags())
+	addNameFlag(cmd, &name)
+	output.addFlag(cmd)
 	return cmd
 }
 
@@ -50,9 +56,9 @@ func printStatus(w io.Writer, s cluster.Status) {
 	fmt.Fprintf(w, "Cluster    %s\nAPI        %s\nKubeconfig %s\nLogs       %s\nDatapath   %s, fabric MTU %d\n\n",
 		s.Name, s.API, s.Kubeconfig, filepath.Join(s.Directory, "logs"), s.Datapath, s.MTU)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "NODE\tREADY\tIPV4\tIPV6\tMESSAGE")
+	fmt.Fprintln(table, "NODE\tREADY\tACCELERATOR\tIPV4\tIPV6\tMESSAGE")
 	for _, n := range s.Nodes {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", n.Name, yesNo(n.Ready), n.IPv4, n.IPv6, n.Message)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, yesNo(n.Ready), cmp.Or(n.Accelerator, "-"), n.IPv4, n.IPv6, n.Message)
 	}
 	fmt.Fprintln(table, "\nCOMPONENT\tHEALTHY\tPHASE\tPID\tUPTIME\tRESTARTS\tLOG\tMESSAGE")
 	for _, c := range s.Components {

@@ -20,7 +20,9 @@ func newSuperviseCommand() *cobra.Command {
 		Long: `Keep the processes of a local cluster running. ` + "`patchbay up`" + ` starts this in the background.
 
 SIGTERM stops all components in order. A supervisor that is killed leaves them running; the next one takes them over.`,
-		Args: cobra.NoArgs,
+		Example:     `  sudo patchbay supervise --name test    in the foreground, to watch it; the one in the background must not run`,
+		Annotations: exits("0 after SIGTERM, when all components have ended", "1 when another supervisor runs, or the cluster does not exist"),
+		Args:        cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			place, err := layout.New(name)
 			if err != nil {
@@ -31,6 +33,6 @@ SIGTERM stops all components in order. A supervisor that is killed leaves them r
 			return cluster.Supervise(ctx, place, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		},
 	}
-	addNameFlag(cmd.Flags(), &name)
+	addNameFlag(cmd, &name)
 	return cmd
 }

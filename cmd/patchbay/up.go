@@ -31,7 +31,13 @@ func newUpCommand() *cobra.Command {
 
 Every node is a network namespace of this host with its own Open vSwitch, containerd and kubelet. The host's addresses, routes
 and firewall stay as they are. Run again, it starts what is missing and leaves the rest alone; interrupted, it goes on from there.`,
-		Args: cobra.NoArgs,
+		Example: `  sudo patchbay up
+  sudo patchbay up --name test --nodes 3 --api-port 7443
+  sudo patchbay up --mtu 9000                  jumbo frames: guests get 8900
+  sudo patchbay up --expose                    NodePorts on this host, and a way out for guests
+  sudo patchbay up --merge-kubeconfig          kubectl, oc and virtctl find the cluster`,
+		Annotations: exits("0 when all nodes are ready", "1 when they are not within --timeout, or the host lacks something; what was started stays, up goes on from there"),
+		Args:        cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			place, err := layout.New(name)
 			if err != nil {
@@ -64,8 +70,8 @@ and firewall stay as they are. Run again, it starts what is missing and leaves t
 		},
 	}
 	flags := cmd.Flags()
-	addNameFlag(flags, &name)
-	output.addFlag(flags)
+	addNameFlag(cmd, &name)
+	output.addFlag(cmd)
 	flags.IntVar(&request.Nodes, "nodes", 0, fmt.Sprintf("number of nodes (default %d)", cluster.DefaultNodes))
 	flags.IntVar(&request.APIPort, "api-port", 0, fmt.Sprintf("port of the Kubernetes API on 127.0.0.1 (default %d)", cluster.DefaultAPIPort))
 	flags.IntVar(&request.MTU, "mtu", 0, fmt.Sprintf("MTU of the network that joins the nodes; pods get 100 less (default %d)", cluster.DefaultMTU))

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -45,11 +46,30 @@ func (b builder) stamp(target string) string {
 // fresh tells whether the image exists and was made of these inputs.
 func (b builder) fresh(target, inputs string) bool {
 	data, err := os.ReadFile(b.stamp(target))
-	if err != nil || string(data) != inputs {
+	if err != nil {
 		return false
 	}
-	_, err = os.Stat(b.archive(target))
-	return err == nil
+	want, err := b.mark(target, inputs)
+	return err == nil && string(data) == want
+}
+
+// mark is what the stamp of a finished image says: its inputs, and which file was made of them.
+func (b builder) mark(target, inputs string) (string, error) {
+	info, err := os.Stat(b.archive(target))
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s %d %d\n", inputs, info.Size(), info.ModTime().UnixNano()), nil
+}
+
+// finish writes the stamp. It replaces the file: a build directory may be a copy that shares files with another.
+func (b builder) finish(target, inputs string) error {
+	mark, err := b.mark(target, inputs)
+	if err != nil {
+		return err
+	}
+	temp := b.stamp(target) + ".new"
+	return errors.Join(os.WriteFile(temp, []byte(mark), 0o644), os.Rename(temp, b.stamp(target)))
 }
 
 // packages unpacks Debian packages, with those that they depend on, into a directory that is kept until the list changes.

@@ -72,7 +72,7 @@ func (b builder) make(target string) error {
 		return err
 	}
 	log.Printf("%-12s built in %.1f s, %s", target, time.Since(start).Seconds(), size(b.archive(target)))
-	return os.WriteFile(b.stamp(target), []byte(inputs), 0o644)
+	return b.finish(target, inputs)
 }
 
 // workDir is an empty directory for one target; what an interrupted build left there goes away.

@@ -2,10 +2,14 @@ package main
 
 import (
 	"errors"
+	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/klauspost/compress/zstd"
 
 	"patchbay/internal/image"
 )
@@ -78,7 +82,7 @@ func (b builder) tinyKernel(work string) error {
 	}
 	t.root.Link("/init", "sbin/init")
 	initrd := filepath.Join(work, "initrd")
-	if err := create(initrd, t.root.WriteCpio); err != nil {
+	if err := create(initrd, compressed(t.root.WriteCpio)); err != nil {
 		return err
 	}
 	tree := image.NewTree()
@@ -98,6 +102,18 @@ func (b builder) keep(name string, tree *image.Tree) error {
 		return err
 	}
 	return extract(tree, dir)
+}
+
+// compressed makes what write writes small: both forms of the first file system are in memory for a moment, and guests are
+// tight there.
+func compressed(write func(io.Writer) error) func(io.Writer) error {
+	return func(w io.Writer) error {
+		out, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(out), out.Close())
+	}
 }
 
 type tinyParts struct {
@@ -184,18 +200,24 @@ func addPrograms(tree *image.Tree, stage string, programs []string) error {
 // the name service into itself. curl, and getent of the real libc, do what they did.
 var crashing = []string{"usr/bin/wget", "usr/bin/telnet", "usr/bin/ftpget", "usr/bin/ftpput", "usr/bin/rdate", "usr/bin/tftp"}
 
-// addApplets links busybox under every name that nothing else has.
+// addApplets links busybox under every name that no other program has, in whatever directory.
 func addApplets(tree *image.Tree, busybox string) error {
 	names, err := run(busybox, "--list-full")
 	if err != nil {
 		return err
 	}
 	for name := range strings.FieldsSeq(names) {
-		if !tree.Has(name) && !slices.Contains(crashing, name) {
+		if !isProgram(tree, path.Base(name)) && !slices.Contains(crashing, name) {
 			tree.Link("/"+name, "/bin/busybox")
 		}
 	}
 	return nil
+}
+
+func isProgram(tree *image.Tree, name string) bool {
+	return slices.ContainsFunc([]string{"/usr/sbin", "/usr/bin", "/sbin", "/bin"}, func(dir string) bool {
+		return tree.Has(path.Join(dir, name))
+	})
 }
 
 func addGuestd(tree *image.Tree, work string) error {

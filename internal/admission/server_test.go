@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,18 +31,22 @@ var server *apiserver.Server
 
 func TestMain(m *testing.M) { os.Exit(apiserver.Run(m, &server)) }
 
+// prepare makes the API server one that a controller finds.
+var prepare = sync.OnceValue(func() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	return errors.Join(bootstrap.Apply(ctx, server.Config, nil), crds.Apply(ctx, server.As(admission.ControllerUser)))
+})
+
 // installed serves the webhooks to the API server and gives clients of an administrator and of any other user.
 func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(user string) client.Client) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	if err := bootstrap.Apply(ctx, server.Config, nil); err != nil {
+	if err := prepare(); err != nil {
 		t.Fatal(err)
 	}
 	own := server.As(admission.ControllerUser) // everything must work with the rights of the controller
-	if err := crds.Apply(ctx, own); err != nil {
-		t.Fatal(err)
-	}
 	types := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, virtv1.AddToScheme} {
 		if err := add(types); err != nil {

@@ -48,6 +48,9 @@ func (c Config) File(name ...string) string {
 	return filepath.Join(append([]string{c.Dir, "agent"}, name...)...)
 }
 
+// KubeletRoot is the root directory of the node's kubelet.
+func (c Config) KubeletRoot() string { return filepath.Join(c.Dir, "kubelet") }
+
 // Host is what the parts of an agent share.
 type Host struct {
 	Config

@@ -38,12 +38,12 @@ func addMachines(_ context.Context, h *Host) error {
 	}
 	driver := vmdriver.New(vmdriver.Config{
 		Node:        h.Node,
-		KubeletRoot: filepath.Join(h.Dir, "kubelet"),
+		KubeletRoot: h.KubeletRoot(),
 		Client:      h.Manager.GetClient(),
 		Live:        h.Manager.GetAPIReader(),
 		Pods:        h.Pods,
 		Wirers:      map[string]vmdriver.Wirer{"masquerade": masquerade},
-		Accelerator: vmdriver.Accelerator(),
+		OpenVhost:   vmdriver.OpenVhostNet,
 		EFI:         &firmware,
 		Events:      recorder{h.Manager.GetEventRecorder("patchbay-agent")},
 		Log:         log,

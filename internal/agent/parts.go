@@ -14,7 +14,10 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"patchbay/internal/agent/cni"
+	"patchbay/internal/agent/devices"
+	"patchbay/internal/agent/heartbeat"
 	"patchbay/internal/agent/nodenet"
+	"patchbay/internal/qemu"
 )
 
 // Parts is everything that an agent does. A new job is a package that knows nothing of this one, a function here that
@@ -23,8 +26,10 @@ func Parts() []Part {
 	return []Part{
 		{"node network", addNodeNetwork},
 		{"CNI server", addCNI},
+		{"devices", addDevices},
 		{"virtual machines", addMachines},
 		{"volumes", addVolumes},
+		{"heartbeat", addHeartbeat},
 	}
 }
 
@@ -94,4 +99,23 @@ func (h *Host) podExists(ctx context.Context) (func(types.UID) bool, error) {
 		known[pod.UID] = true
 	}
 	return func(uid types.UID) bool { return known[uid] }, nil
+}
+
+// addDevices lets machines' pods ask for what they cannot open themselves.
+func addDevices(_ context.Context, h *Host) error {
+	return h.Manager.Add(devices.New(devices.Config{
+		Device: devices.KVM(), Dir: filepath.Join(h.KubeletRoot(), "device-plugins"), Log: h.Log.With("part", "devices"),
+	}))
+}
+
+func addHeartbeat(_ context.Context, h *Host) error {
+	return heartbeat.New(heartbeat.Config{
+		Node: h.Node, Client: h.Manager.GetClient(), Log: h.Log.With("part", "heartbeat"),
+		Accelerator: func() qemu.Accelerator {
+			if devices.CheckKVM() != nil {
+				return qemu.TCG
+			}
+			return qemu.KVM
+		},
+	}).AddToManager(h.Manager)
 }

@@ -290,6 +290,24 @@ func TestLastLines(t *testing.T) {
 	}
 }
 
+func TestAReplacedProgramIsOutdated(t *testing.T) {
+	c := layout.Cluster{Home: t.TempDir(), Name: "c"}
+	self, err := supervise.Identify(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeState(t, c, supervise.State{Name: "step"})
+	writeState(t, c, supervise.State{Name: "gone", Command: []string{"/no/such/program"}})
+	writeState(t, c, supervise.State{Name: "current", Command: []string{os.Args[0]}, Process: &self})
+	if outdated(c) {
+		t.Error("the programs on disk are the running ones")
+	}
+	writeState(t, c, supervise.State{Name: "older", Command: []string{"/bin/sh"}, Process: &self})
+	if !outdated(c) {
+		t.Error("a process whose program is not the one on disk is not noticed")
+	}
+}
+
 func TestStatusWithoutACluster(t *testing.T) {
 	_, err := ReadStatus(t.Context(), layout.Cluster{Home: t.TempDir(), Name: "c"})
 	if !errors.Is(err, errNoCluster) || text(err) != "cluster \"c\": there is no such cluster; start one with `patchbay up`" {

@@ -12,6 +12,7 @@ import (
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/openvswitch"
 	"patchbay/internal/cluster/supervise"
+	"patchbay/internal/qemu"
 )
 
 // Status is the state of a cluster as found now; the supervisor need not run.
@@ -29,11 +30,13 @@ type Status struct {
 
 // Node is one node as the API server knows it.
 type Node struct {
-	Name    string `json:"name"`
-	IPv4    string `json:"ipv4"`
-	IPv6    string `json:"ipv6"`
-	Ready   bool   `json:"ready"`
-	Message string `json:"message,omitempty"`
+	Name  string `json:"name"`
+	IPv4  string `json:"ipv4"`
+	IPv6  string `json:"ipv6"`
+	Ready bool   `json:"ready"`
+	// Accelerator is what executes guest code: "kvm" or "tcg" (emulation); empty until the node's agent has said so.
+	Accelerator string `json:"accelerator,omitempty"`
+	Message     string `json:"message,omitempty"`
 }
 
 // Component is one process or step.
@@ -148,6 +151,9 @@ func nodeStatuses(ctx context.Context, c layout.Cluster, spec Spec) []Node {
 		problem := err
 		if problem == nil {
 			problem = nodeReady(known[node.Name])
+		}
+		if n := known[node.Name]; n != nil {
+			out.Accelerator = n.Labels[qemu.AcceleratorLabel]
 		}
 		if problem != nil {
 			out.Message = problem.Error()

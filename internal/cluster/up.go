@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -130,15 +131,15 @@ func refuseForeignDirectory(dir string) error {
 	return fmt.Errorf("%s is not empty and holds no cluster; choose another --name, or look into it and remove it", dir)
 }
 
-// ensureSupervisor starts the supervisor unless it runs, detached from the terminal, and tells its process. One that is of another
-// version is replaced; the components live on.
+// ensureSupervisor starts the supervisor unless it runs, detached from the terminal, and tells its process. When it or a component
+// is of another version than the programs on disk, a new one takes over: it adopts what is up to date and starts the rest anew.
 func ensureSupervisor(ctx context.Context, c layout.Cluster) (*supervise.Process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	if process := supervisorProcess(c); process != nil {
-		if supervise.RunsProgram(process.PID, self) {
+		if supervise.RunsProgram(process.PID, self) && !outdated(c) {
 			return process, nil
 		}
 		if err := process.Kill(ctx); err != nil {
@@ -159,6 +160,17 @@ func ensureSupervisor(ctx context.Context, c layout.Cluster) (*supervise.Process
 		return nil, err
 	}
 	return startSupervisor(c, self)
+}
+
+// outdated tells whether a component runs a program that was replaced on disk.
+func outdated(c layout.Cluster) bool {
+	states, err := supervise.ReadStates(c.Run())
+	if err != nil {
+		return false // the wait for the components will say what is wrong with the file
+	}
+	return slices.ContainsFunc(states, func(s supervise.State) bool {
+		return len(s.Command) > 0 && s.Process.Alive() && !supervise.RunsProgram(s.Process.PID, s.Command[0])
+	})
 }
 
 func startSupervisor(c layout.Cluster, self string) (*supervise.Process, error) {

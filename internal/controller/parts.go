@@ -96,7 +96,14 @@ func addSubresources(ctx context.Context, h *Host) error {
 }
 
 func addMachines(_ context.Context, h *Host) error {
-	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage})
+	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
+		kv := &virtv1.KubeVirt{}
+		key := client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName}
+		if err := h.Manager.GetClient().Get(context.Background(), key, kv); err != nil {
+			return nil // not made yet: the defaults
+		}
+		return kv
+	}})
 }
 
 func addNetwork(_ context.Context, h *Host) error {

@@ -94,7 +94,7 @@ func (r *reconciler) ensureNamespace(ctx context.Context) error {
 	return nil
 }
 
-// writeKubeVirt undoes edits by hand: settings belong into HyperConverged.
+// writeKubeVirt undoes edits by hand: settings belong into HyperConverged. useEmulation has no place there, and stays.
 func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec) error {
 	kv := &virtv1.KubeVirt{}
 	err := r.direct.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: KubeVirtName}, kv)
@@ -109,7 +109,13 @@ func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec
 		}
 	case err != nil:
 		return fmt.Errorf("read the KubeVirt object: %w", err)
-	case !equality.Semantic.DeepEqual(kv.Spec, spec):
+	default:
+		if d := kv.Spec.Configuration.DeveloperConfiguration; d != nil {
+			spec.Configuration.DeveloperConfiguration.UseEmulation = d.UseEmulation
+		}
+		if equality.Semantic.DeepEqual(kv.Spec, spec) {
+			break
+		}
 		kv.Spec = spec
 		if err := r.direct.Update(ctx, kv); err != nil {
 			return fmt.Errorf("write the KubeVirt object: %w", err)

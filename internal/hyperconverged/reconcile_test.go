@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { os.Exit(apiserver.Run(m, &fixture)) }
 // running starts the controller on the real API server.
 func running(t *testing.T) (context.Context, client.WithWatch) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	if err := bootstrap.Apply(ctx, fixture.Config, nil); err != nil {
 		t.Fatal(err)
@@ -69,7 +69,7 @@ func running(t *testing.T) (context.Context, client.WithWatch) {
 // wait watches the KubeVirt object until it is as wanted.
 func wait(ctx context.Context, t *testing.T, c client.WithWatch, what string, as func(*virtv1.KubeVirt) bool) *virtv1.KubeVirt {
 	t.Helper()
-	bounded, cancel := context.WithTimeout(ctx, 30*time.Second)
+	bounded, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	w, err := c.Watch(bounded, &virtv1.KubeVirtList{}, client.InNamespace(Namespace))
 	if err != nil {
@@ -110,12 +110,14 @@ func TestKubeVirtFollows(t *testing.T) {
 		t.Error("the passt plugin is not registered")
 	}
 
-	byHand := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"configuration":{"network":{"defaultNetworkInterface":"bridge"}}}}`))
+	byHand := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"configuration":{
+		"developerConfiguration":{"useEmulation":true},"network":{"defaultNetworkInterface":"bridge"}}}}`))
 	if err := c.Patch(ctx, kv, byHand); err != nil {
 		t.Fatal(err)
 	}
 	wait(ctx, t, c, "restored", func(kv *virtv1.KubeVirt) bool {
-		return kv.Spec.Configuration.NetworkConfiguration.NetworkInterface == "masquerade"
+		c := kv.Spec.Configuration
+		return c.NetworkConfiguration.NetworkInterface == "masquerade" && c.DeveloperConfiguration.UseEmulation
 	})
 
 	for _, args := range [][]string{
@@ -136,6 +138,6 @@ func TestKubeVirtFollows(t *testing.T) {
 	}
 	wait(ctx, t, c, "that of the documented namespace", func(kv *virtv1.KubeVirt) bool {
 		m := kv.Spec.Configuration.MigrationConfiguration
-		return m.Network != nil && *m.Network == network && disabled(gatePasst)(kv)
+		return m.Network != nil && *m.Network == network && disabled(gatePasst)(kv) && kv.Spec.Configuration.DeveloperConfiguration.UseEmulation
 	})
 }

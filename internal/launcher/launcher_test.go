@@ -200,6 +200,48 @@ func TestTermination(t *testing.T) {
 	}
 }
 
+// TestHowGuestsEnd boots a sector that writes to one port of the board: a guest as small as can be.
+func TestHowGuestsEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		program string // mov dx, port; mov a(x|l), value; out dx, a; halt
+		reason  qmp.ShutdownReason
+		code    int
+	}{
+		"powers off": {"\xba\x04\x06\xb8\x00\x20\xef\xf4", qmp.GuestShutdown, 0}, // PM1a control of q35, S5
+		"panics":     {"\xba\x05\x05\xb0\x01\xee\xf4", qmp.GuestPanic, 1},        // pvpanic
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := launchertest.Start(t, launchertest.Config{})
+			sector := make([]byte, 1<<20)
+			copy(sector, c.program)
+			copy(sector[510:], "\x55\xaa")
+			if err := os.WriteFile(volume(t, pod, "root/disk/sector.img"), sector, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			s := start("end", "-device", "pvpanic", "-action", "panic=exit-failure", "-S", "-device", "virtio-blk-pci,drive=root,bootindex=1",
+				"-blockdev", "driver=qcow2,node-name=root,file.driver=file,file.filename={disk:root}")
+			s.Disks = []protocol.Disk{{ID: "root", Kind: protocol.Overlay, Source: "/volumes/root/disk"}}
+			run(t, pod, s)
+			m := monitor(t, pod)
+			events := m.Subscribe()
+			if err := m.Resume(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			event, err := events.Until(t.Context(), func(e qmp.Event) bool { return e.Name == qmp.EventShutdown })
+			if err != nil {
+				t.Fatal(err)
+			}
+			var data qmp.ShutdownData
+			if err := event.Decode(&data); err != nil || data.Reason != c.reason {
+				t.Errorf("the guest ended by %+v, %v; want %s", data, err, c.reason)
+			}
+			if code := pod.ExitCode(t); code != c.code {
+				t.Errorf("the pod ended with %d, want %d", code, c.code)
+			}
+		})
+	}
+}
+
 func TestTerminationBeforeStart(t *testing.T) {
 	pod := launchertest.Start(t, launchertest.Config{})
 	pod.Signal(t, syscall.SIGTERM)

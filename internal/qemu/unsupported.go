@@ -7,21 +7,33 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 )
 
-// unsupported refuses the fields that would change what the guest sees and that this package does not carry out. The list in
-// docs/manual/vm-fields.md says the same to users.
+// refusal is a field that would change what the guest sees and that this package does not carry out.
+type refusal struct {
+	used bool
+	path string
+	hint string
+}
+
+// unsupported refuses what refusals finds in use.
 func unsupported(vmi *virtv1.VirtualMachineInstance) error {
+	var errs []error
+	for _, field := range refusals(vmi) {
+		if field.used {
+			errs = append(errs, fmt.Errorf("%s is not supported: %s; remove it", field.path, field.hint))
+		}
+	}
+	return errors.Join(append(errs, unsupportedPanic(&vmi.Spec.Domain.Devices))...)
+}
+
+// refusals lists the fields and whether a VMI uses them. The manual (docs/api.md) says the same to users; a test compares.
+func refusals(vmi *virtv1.VirtualMachineInstance) []refusal {
 	domain := &vmi.Spec.Domain
 	d := &domain.Devices
 	cpu := domain.CPU
 	if cpu == nil {
 		cpu = &virtv1.CPU{}
 	}
-	var errs []error
-	for _, field := range []struct {
-		used bool
-		path string
-		hint string
-	}{
+	return []refusal{
 		{vmi.Spec.Architecture != "" && vmi.Spec.Architecture != "amd64", "spec.architecture", "only amd64 guests run here"},
 		{domain.LaunchSecurity != nil, "spec.domain.launchSecurity", "it needs processors with encrypted memory"},
 		{d.TPM != nil && unlessFalse(d.TPM.Enabled), "spec.domain.devices.tpm", "there is no TPM emulator"},
@@ -37,12 +49,7 @@ func unsupported(vmi *virtv1.VirtualMachineInstance) error {
 		{cpu.Realtime != nil, "spec.domain.cpu.realtime", "virtual CPUs are not scheduled in real time"},
 		{domain.Firmware != nil && domain.Firmware.ACPI != nil, "spec.domain.firmware.acpi", "ACPI tables cannot be added"},
 		{vmi.Annotations[virtv1.IgnitionAnnotation] != "", "the annotation " + virtv1.IgnitionAnnotation, "use cloud-init's config drive"},
-	} {
-		if field.used {
-			errs = append(errs, fmt.Errorf("%s is not supported: %s; remove it", field.path, field.hint))
-		}
 	}
-	return errors.Join(append(errs, unsupportedPanic(d))...)
 }
 
 func unsupportedPanic(d *virtv1.Devices) error {

@@ -39,7 +39,7 @@ const listen = apiserver.Address + ":9443"
 // aggregate serves the API behind the real API server and returns an administrator's client.
 func aggregate(t *testing.T) (context.Context, client.Client) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	if err := bootstrap.Apply(ctx, cluster1.Config, nil); err != nil {
 		t.Fatal(err)

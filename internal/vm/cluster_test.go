@@ -32,6 +32,7 @@ import (
 	"github.com/go-logr/logr"
 
 	"patchbay/api/crds"
+	"patchbay/internal/qemu"
 	"patchbay/test/apiserver"
 )
 
@@ -57,7 +58,24 @@ func runWithServer(m *testing.M) int {
 		return 1
 	}
 	control = s
+	if err := addNode(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return m.Run()
+}
+
+// theNode is the one that pods are bound to. Its agent lives, and its processor executes guests.
+var theNode = corev1.Node{ObjectMeta: metav1.ObjectMeta{
+	Name: "node-1", Labels: map[string]string{virtv1.NodeSchedulable: "true", qemu.AcceleratorLabel: string(qemu.KVM)},
+}}
+
+func addNode(ctx context.Context) error {
+	c, err := client.New(control.Config, client.Options{Scheme: testScheme()})
+	if err != nil {
+		return err
+	}
+	return c.Create(ctx, theNode.DeepCopy())
 }
 
 func testScheme() *runtime.Scheme {

@@ -20,6 +20,7 @@ const (
 	podsByInstance   = "patchbay.instance" // launcher pods, by the UID of their instance
 	instancesByClaim = "patchbay.claim"    // instances, by the persistent volume claims of their volumes
 	instancesByNode  = "patchbay.node"     // instances, by their node
+	instancesWaiting = "patchbay.waiting"  // instances that have no pod yet
 )
 
 func addIndexes(mgr ctrl.Manager) error {
@@ -58,6 +59,12 @@ var indexes = []struct {
 		}
 		return nil
 	}},
+	{&virtv1.VirtualMachineInstance{}, instancesWaiting, func(o client.Object) []string {
+		if phase := o.(*virtv1.VirtualMachineInstance).Status.Phase; phase == virtv1.VmPhaseUnset || phase == virtv1.Pending {
+			return []string{"true"}
+		}
+		return nil
+	}},
 }
 
 // ofSameName asks for the object of the same name: a machine and its instance share it.
@@ -81,12 +88,16 @@ func instancesOf(c client.Client, index string) handler.MapFunc {
 		if err := c.List(ctx, &list, client.InNamespace(o.GetNamespace()), client.MatchingFields{index: o.GetName()}); err != nil {
 			return nil // the cache has no such index before it runs; then every instance is looked at anyway
 		}
-		var requests []reconcile.Request
-		for _, vmi := range list.Items {
-			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&vmi)})
-		}
-		return requests
+		return requestsFor(list)
 	}
+}
+
+func requestsFor(list virtv1.VirtualMachineInstanceList) []reconcile.Request {
+	var requests []reconcile.Request
+	for _, vmi := range list.Items {
+		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&vmi)})
+	}
+	return requests
 }
 
 // claimsOf reads the existing claims of volumes, by name.

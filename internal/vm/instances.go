@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"patchbay/internal/vm/launcherpod"
 	"patchbay/internal/vm/lifecycle"
@@ -47,6 +48,7 @@ func (i *instances) setUp(mgr ctrl.Manager) error {
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(ofOwner)).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(instancesOf(i.cached, instancesByClaim))).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(instancesOf(i.cached, instancesByNode)), builder.WithPredicates(readinessChanges)).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(i.waiting), builder.WithPredicates(serviceChanges)).
 		WithOptions(i.config.options()).
 		Complete(i)
 }
@@ -55,6 +57,20 @@ func (i *instances) setUp(mgr ctrl.Manager) error {
 var readinessChanges = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	return nodeReady(e.ObjectOld.(*corev1.Node)) != nodeReady(e.ObjectNew.(*corev1.Node))
 }}
+
+// serviceChanges lets a node through when its agent takes it into service, or is missed.
+var serviceChanges = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	return e.ObjectOld.GetLabels()[virtv1.NodeSchedulable] != e.ObjectNew.GetLabels()[virtv1.NodeSchedulable]
+}}
+
+// waiting asks for the instances that have no pod yet: they may have waited for a node.
+func (i *instances) waiting(ctx context.Context, _ client.Object) []reconcile.Request {
+	var list virtv1.VirtualMachineInstanceList
+	if err := i.cached.List(ctx, &list, client.MatchingFields{instancesWaiting: "true"}); err != nil {
+		return nil // the cache has no such index before it runs; then every instance is looked at anyway
+	}
+	return requestsFor(list)
+}
 
 func nodeReady(n *corev1.Node) corev1.ConditionStatus {
 	for _, c := range n.Status.Conditions {
@@ -105,9 +121,37 @@ func (i *instances) look(ctx context.Context, r reader, key types.NamespacedName
 		return view, err
 	}
 	if len(view.Pods) == 0 && vmi.DeletionTimestamp == nil && !vmi.IsFinal() {
-		view.Networks, err = i.networks(ctx, vmi)
+		err = i.lookAround(ctx, &view)
 	}
 	return view, err
+}
+
+// lookAround reads what a new pod depends on.
+func (i *instances) lookAround(ctx context.Context, view *lifecycle.VMIView) (err error) {
+	if view.Networks, err = i.networks(ctx, view.VMI); err != nil {
+		return err
+	}
+	var nodes corev1.NodeList
+	if err := i.cached.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil { // they are large, and only looked at
+		return fmt.Errorf("list nodes: %w", err)
+	}
+	for n := range nodes.Items {
+		view.Nodes = append(view.Nodes, &nodes.Items[n])
+	}
+	for _, claim := range view.Claims {
+		if claim.Spec.VolumeName == "" {
+			continue
+		}
+		v := &corev1.PersistentVolume{}
+		found, err := get(ctx, i.cached, types.NamespacedName{Name: claim.Spec.VolumeName}, v)
+		if err != nil {
+			return fmt.Errorf("read the volume of claim %s/%s: %w", claim.Namespace, claim.Name, err)
+		}
+		if found {
+			view.Volumes = append(view.Volumes, v)
+		}
+	}
+	return nil
 }
 
 // confirm reads the instance and its first pod from the API server itself. Other pods come from migrations, and are looked for

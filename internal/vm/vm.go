@@ -1,5 +1,5 @@
 // Package vm runs virtual machines: it keeps for each VirtualMachine the instance that its run strategy asks for, and for each
-// VirtualMachineInstance the pod that its guest lives in. The controllers here only read, ask package lifecycle what to do, and
+// VirtualMachineInstance the pod that its guest lives in, on nodes whose agents live. The controllers here only read, ask package lifecycle what to do, and
 // do it; they must not decide anything themselves. What happens inside a pod's node is the agent's.
 package vm
 
@@ -77,7 +77,7 @@ func (c *Config) options() controller.Options {
 	}
 }
 
-// SetupWithManager adds both controllers. The definitions of VirtualMachine and VirtualMachineInstance must be served when the
+// SetupWithManager adds the controllers. The definitions of VirtualMachine and VirtualMachineInstance must be served when the
 // manager starts.
 func SetupWithManager(mgr ctrl.Manager, config Config) error {
 	config.complete()
@@ -90,6 +90,9 @@ func SetupWithManager(mgr ctrl.Manager, config Config) error {
 	}
 	if err := newInstances(mgr.GetClient(), mgr.GetAPIReader(), e, config).setUp(mgr); err != nil {
 		return fmt.Errorf("virtual machine instance controller: %w", err)
+	}
+	if err := (&nodes{cached: mgr.GetClient(), executor: e, config: config}).setUp(mgr); err != nil {
+		return fmt.Errorf("node controller: %w", err)
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func TestServices(t *testing.T) {
 			t.Fatal(err)
 		}
 		warning := applyWarning(t, ns, strings.Replace(out, "type: LoadBalancer", "type: LoadBalancer\n  externalTrafficPolicy: Local", 1))
-		if !strings.Contains(warning, "migration") {
+		if !strings.Contains(warning, "live-migrates") {
 			t.Errorf("the warning %q does not name live migration", warning)
 		}
 	})

@@ -31,9 +31,9 @@ func (m *machine) actOnce(ctx context.Context, o vmstate.Observed, action vmstat
 	defer cancel()
 	switch action {
 	case vmstate.Start:
-		m.begin(ctx, takeUp{driver: m.driver, log: m.log, vmi: o.VMI, pod: m.podUID}.start)
+		m.begin(ctx, takeUp{driver: m.driver, log: m.log, vmi: o.VMI, pod: m.podUID, accel: m.accel}.start)
 	case vmstate.Attach:
-		m.begin(ctx, takeUp{driver: m.driver, log: m.log, vmi: o.VMI, pod: m.podUID}.attach)
+		m.begin(ctx, takeUp{driver: m.driver, log: m.log, vmi: o.VMI, pod: m.podUID, accel: m.accel}.attach)
 	case vmstate.PowerButton:
 		return d.pressPowerButton(limited)
 	case vmstate.Reset:

@@ -6,6 +6,7 @@ package vmdriver
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -50,11 +51,12 @@ type Config struct {
 	Live   client.Reader
 	Pods   PodNetworks
 	// Wirers join NICs to networks, by the name of the binding.
-	Wirers      map[string]Wirer
-	Accelerator qemu.Accelerator
-	EFI         *qemu.EFI // firmware in the launcher's image; nil: none
-	Events      Recorder
-	Log         *slog.Logger
+	Wirers map[string]Wirer
+	// OpenVhost opens the kernel's virtio backend for one queue of a NIC; nil: the node has none. See OpenVhostNet.
+	OpenVhost func() (*os.File, error)
+	EFI       *qemu.EFI // firmware in the launcher's image; nil: none
+	Events    Recorder
+	Log       *slog.Logger
 }
 
 // Driver runs the machines of one node.

@@ -65,9 +65,9 @@ type node struct {
 	stop   func()
 }
 
-func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance)) *node {
+func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance), ofPod ...func(*corev1.Pod)) *node {
 	t.Helper()
-	n := prepareNode(t, change)
+	n := prepareNode(t, change, ofPod...)
 	n.pod = newFakePod(t, (&Driver{Config: Config{KubeletRoot: n.root}}).runDir(podUID))
 	n.pod.onEnd = n.nudge
 	n.begin()
@@ -75,7 +75,7 @@ func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance)) *node {
 }
 
 // prepareNode is newNode without a pod, and without an agent.
-func prepareNode(t *testing.T, change func(*virtv1.VirtualMachineInstance)) *node {
+func prepareNode(t *testing.T, change func(*virtv1.VirtualMachineInstance), ofPod ...func(*corev1.Pod)) *node {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), virtv1.AddToScheme(scheme)); err != nil {
@@ -86,6 +86,9 @@ func prepareNode(t *testing.T, change func(*virtv1.VirtualMachineInstance)) *nod
 		change(vmi)
 	}
 	pod := launcherPod(vmi)
+	for _, change := range ofPod {
+		change(pod)
+	}
 	n := &node{
 		t: t, root: t.TempDir(), wirer: &fakeWirer{}, events: &recorder{}, key: types.NamespacedName{Namespace: "default", Name: "vm-1"},
 		client: fake.NewClientBuilder().WithScheme(scheme).WithObjects(vmi, pod).WithStatusSubresource(pod).Build(),
@@ -128,7 +131,7 @@ func (n *node) begin() {
 	n.t.Helper()
 	n.driver = New(Config{
 		Node: "node-1", KubeletRoot: n.root, Client: n.client, Live: n.client, Pods: n.pods,
-		Wirers: n.wirers, Accelerator: qemu.TCG, Events: n.events,
+		Wirers: n.wirers, OpenVhost: openNull, Events: n.events,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -197,14 +200,13 @@ func TestMachineStartsAndShutsDown(t *testing.T) {
 	if vmi.Status.Machine == nil || vmi.Status.Machine.Type != qemu.DefaultMachine {
 		t.Errorf("machine %v", vmi.Status.Machine)
 	}
-	n.waitCondition(virtv1.VirtualMachineInstanceSoftwareEmulation, "KVMNotAvailable")
 	if n.pod.starts != 1 || n.pod.files != 1 {
 		t.Errorf("%d starts, %d descriptors", n.pod.starts, n.pod.files)
 	}
 	eventually(t, "the servers", func() bool { n.wirer.mu.Lock(); defer n.wirer.mu.Unlock(); return n.wirer.serving == 1 })
 	n.delete()
 	n.waitPhase(virtv1.Succeeded)
-	for _, event := range []string{"Normal Started:", "Warning SoftwareEmulation:", "Normal ShuttingDown: Signaled Graceful Shutdown", "Normal Stopped: The VirtualMachineInstance was shut down."} {
+	for _, event := range []string{"Normal Started:", "Normal ShuttingDown: Signaled Graceful Shutdown", "Normal Stopped: The VirtualMachineInstance was shut down."} {
 		n.waitEvent(event)
 	}
 	eventually(t, "the end of the servers", func() bool { n.wirer.mu.Lock(); defer n.wirer.mu.Unlock(); return n.wirer.serving == 0 })

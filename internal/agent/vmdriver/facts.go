@@ -22,31 +22,6 @@ import (
 	"patchbay/internal/qemu"
 )
 
-// Accelerator is what executes guest code on this node. /dev/kvm may open on a machine whose processor cannot run guests, and
-// guests then hang; so the processor is asked, too.
-func Accelerator() qemu.Accelerator {
-	device, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return qemu.TCG
-	}
-	device.Close()
-	info, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil || !hasVirtualization(string(info)) {
-		return qemu.TCG
-	}
-	return qemu.KVM
-}
-
-func hasVirtualization(cpuinfo string) bool {
-	for line := range strings.Lines(cpuinfo) {
-		if name, flags, found := strings.Cut(line, ":"); found && strings.TrimSpace(name) == "flags" {
-			words := strings.Fields(flags)
-			return slices.Contains(words, "vmx") || slices.Contains(words, "svm")
-		}
-	}
-	return false
-}
-
 // claims describes the volumes that are backed by a claim.
 func (d *Driver) claims(ctx context.Context, vmi *virtv1.VirtualMachineInstance) (map[string]qemu.Claim, error) {
 	claims := map[string]qemu.Claim{}

@@ -15,20 +15,6 @@ import (
 	"patchbay/internal/qemu"
 )
 
-func TestHasVirtualization(t *testing.T) {
-	for cpuinfo, want := range map[string]bool{
-		"processor\t: 0\nflags\t\t: fpu vme vmx sse\n": true,
-		"flags\t\t: fpu svm\n":                         true,
-		"flags\t\t: fpu hypervisor vmxoff\n":           false, // whole words only
-		"vmx flags\t: vnmi\n":                          false, // another line of the same file
-		"":                                             false,
-	} {
-		if got := hasVirtualization(cpuinfo); got != want {
-			t.Errorf("%q: %t", cpuinfo, got)
-		}
-	}
-}
-
 func TestHostname(t *testing.T) {
 	for name, want := range map[string]string{
 		"web-01":                "web-01",

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -26,6 +27,7 @@ type fakePod struct {
 	exitCode int
 	starts   int
 	files    int // descriptors of the last start
+	args     string
 	refusal  string
 	stopped  bool
 	runState string
@@ -98,7 +100,7 @@ func (p *fakePod) serveLauncher(conn net.Conn) {
 		response.Error = p.refusal
 	case request.Start != nil:
 		p.starts++
-		p.files = files
+		p.files, p.args = files, strings.Join(request.Start.Args, " ")
 		p.state = protocol.Running
 	case request.Stop != nil && p.state == protocol.Running:
 		p.stopped, end = true, true
@@ -262,7 +264,7 @@ func (w *fakeWirer) Refresh(_ context.Context, nic NIC) (*Wired, error) {
 
 func (w *fakeWirer) wired(nic NIC) *Wired {
 	return &Wired{
-		MAC: nic.MAC, MTU: 1400, IPs: []netip.Addr{netip.MustParseAddr("10.128.0.5")}, PodInterface: "eth0",
+		MAC: nic.MAC, MTU: 1400, Offloads: true, IPs: []netip.Addr{netip.MustParseAddr("10.128.0.5")}, PodInterface: "eth0",
 		Serve: func(ctx context.Context) {
 			w.count(1)
 			<-ctx.Done()

@@ -12,6 +12,7 @@ import (
 
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/launcher/client"
+	"patchbay/internal/qemu"
 )
 
 // machine is one instance on this node. Its goroutine observes, steps and acts in turn; everything that is not under mu is the
@@ -25,7 +26,8 @@ type machine struct {
 	uid      types.UID // of the instance that this machine is
 	unlisted bool      // the instance exists, but not in the cache
 	dir      *client.RunDir
-	podUID   types.UID // that dir is of
+	podUID   types.UID        // that dir is of
+	accel    qemu.Accelerator // that the pod was given
 	task     *task
 	failed   int // tasks that failed in a row
 	failure  *vmstate.Failure
@@ -157,7 +159,7 @@ func (m *machine) closeDir() {
 	if m.dir != nil {
 		m.dir.Close()
 	}
-	m.dir, m.podUID = nil, ""
+	m.dir, m.podUID, m.accel = nil, "", ""
 }
 
 // setDomain replaces the domain and returns the old one.

@@ -25,7 +25,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"patchbay/api/crds"
-	"patchbay/internal/qemu"
 	"patchbay/test/apiserver"
 )
 
@@ -70,7 +69,7 @@ func TestAgainstAPIServer(t *testing.T) {
 	}
 	n.driver = New(Config{
 		Node: "node-1", KubeletRoot: n.root, Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Pods: n.pods,
-		Wirers: map[string]Wirer{BindingMasquerade: n.wirer}, Accelerator: qemu.TCG, Events: n.events,
+		Wirers: map[string]Wirer{BindingMasquerade: n.wirer}, Events: n.events,
 	})
 	if err := n.driver.AddToManager(mgr); err != nil {
 		t.Fatal(err)

@@ -8,13 +8,13 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 	apiclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/launcher/client"
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/qemu"
 )
 
 // errGone says that the instance does not exist any more, or that another has taken its name.
@@ -41,7 +41,7 @@ func (m *machine) observe(ctx context.Context) (vmstate.Observed, error) {
 	}
 	if _, d := m.current(); d != nil {
 		o.Domain = d.describe()
-	} else if pod != nil && m.openDir(pod.UID) == nil {
+	} else if pod != nil && m.openDir(pod) == nil {
 		o.Launcher = m.askLauncher(ctx)
 		o.Ended = m.ended
 	}
@@ -114,16 +114,16 @@ func (m *machine) describePod(pod *corev1.Pod) vmstate.Pod {
 }
 
 // openDir opens the pod's run directory, which appears with the pod's container.
-func (m *machine) openDir(pod types.UID) error {
-	if m.dir != nil && m.podUID == pod {
+func (m *machine) openDir(pod *corev1.Pod) error {
+	if m.dir != nil && m.podUID == pod.UID {
 		return nil
 	}
 	m.closeDir()
-	dir, err := client.Open(m.driver.runDir(pod))
+	dir, err := client.Open(m.driver.runDir(pod.UID))
 	if err != nil {
 		return err
 	}
-	m.dir, m.podUID = dir, pod
+	m.dir, m.podUID, m.accel = dir, pod.UID, qemu.AcceleratorOf(pod)
 	return nil
 }
 

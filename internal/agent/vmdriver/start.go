@@ -26,6 +26,7 @@ type takeUp struct {
 	log    *slog.Logger
 	vmi    *virtv1.VirtualMachineInstance
 	pod    types.UID
+	accel  qemu.Accelerator // that the pod was given
 }
 
 // start joins the NICs, has the launcher start QEMU with them, and attaches.
@@ -86,6 +87,9 @@ func networkError(err error) error {
 
 // launch has the launcher start QEMU, and tells the machine type.
 func (t takeUp) launch(ctx context.Context, dir *client.RunDir, all cards) (string, error) {
+	if t.accel == qemu.KVM {
+		all.openVhost(t.driver.OpenVhost)
+	}
 	plan, err := t.plan(ctx, all)
 	if err != nil {
 		return "", err
@@ -114,7 +118,7 @@ func (t takeUp) plan(ctx context.Context, all cards) (protocol.Start, error) {
 	}
 	nics, _ := all.plan()
 	plan, err := qemu.Plan(t.vmi, qemu.Facts{
-		Accelerator: t.driver.Accelerator, NICs: nics, Claims: claims, PublicKeys: keys, EFI: t.driver.EFI, Now: time.Now(),
+		Accelerator: t.accel, NICs: nics, Claims: claims, PublicKeys: keys, EFI: t.driver.EFI, Now: time.Now(),
 	})
 	if err != nil {
 		return protocol.Start{}, final(err)
@@ -147,7 +151,7 @@ func (t takeUp) connect(ctx context.Context, dir *client.RunDir, all cards, mach
 	}
 	d := &domain{
 		monitor: machine, dir: dir, cards: all, agent: qga.New(agent), log: t.log, poke: make(chan struct{}, 1),
-		state: vmstate.Domain{RunState: status.State, Accelerator: t.driver.Accelerator, Machine: machineType, NICs: all.describe()},
+		state: vmstate.Domain{RunState: status.State, Machine: machineType, NICs: all.describe()},
 	}
 	if status.State == "shutdown" {
 		d.state.Rebooting = now() // only a soft reboot leaves QEMU like this

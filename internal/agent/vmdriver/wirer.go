@@ -50,6 +50,7 @@ type NIC struct {
 // Wired is a joined network card.
 type Wired struct {
 	Files    []*os.File // the tap, one per queue; nil after Refresh
+	Vhost    []*os.File // kernel backends of the queues, as many as Files, or none
 	MAC      net.HardwareAddr
 	MTU      int
 	Offloads bool // the other side of the tap takes partial checksums and large segments
@@ -80,10 +81,10 @@ func (w *Wired) discard() {
 }
 
 func (w *Wired) closeFiles() {
-	for _, f := range w.Files {
+	for _, f := range slices.Concat(w.Files, w.Vhost) {
 		f.Close()
 	}
-	w.Files = nil
+	w.Files, w.Vhost = nil, nil
 }
 
 func bindingOf(i virtv1.Interface) string {
@@ -203,10 +204,14 @@ func (all cards) plan() (nics []qemu.NIC, files []*os.File) {
 			Name: c.Interface.Name, MAC: c.Wired.MAC, MTU: c.MTU, Offloads: c.Offloads,
 			LinkDown: c.Interface.State == virtv1.InterfaceStateLinkDown,
 		}
-		for _, f := range c.Files {
-			nic.FDs = append(nic.FDs, len(files))
-			files = append(files, f)
+		add := func(opened []*os.File) (positions []int) {
+			for _, f := range opened {
+				positions = append(positions, len(files))
+				files = append(files, f)
+			}
+			return positions
 		}
+		nic.FDs, nic.VhostFDs = add(c.Files), add(c.Vhost)
 		nics = append(nics, nic)
 	}
 	return nics, files

@@ -11,7 +11,6 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/launcher/protocol"
-	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qga"
 	"patchbay/internal/qemu/qmp"
 )
@@ -49,11 +48,10 @@ type Launcher struct {
 
 // Domain is a running QEMU.
 type Domain struct {
-	RunState    string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
-	Accelerator qemu.Accelerator
-	Machine     string // machine type; empty: not known
-	NICs        []NIC
-	Guest       *Guest // nil: no guest agent
+	RunState string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
+	Machine  string // machine type; empty: not known
+	NICs     []NIC
+	Guest    *Guest // nil: no guest agent
 	// PowerButton is when it was pressed last; zero: never by this agent.
 	PowerButton time.Time
 	// Killed is when QEMU was last told to end at once.

@@ -10,7 +10,6 @@ const (
 	reasonSyncFailed     = "SyncFailed"
 	reasonPausedByUser   = "PausedByUser"
 	reasonPausedIOError  = "PausedIOError"
-	reasonNoVirtExtents  = "KVMNotAvailable"
 	reasonAgentCommands  = "MissingCommands"
 	reasonBridgeOnPodNet = virtv1.VirtualMachineInstanceReasonInterfaceNotMigratable
 	reasonDisks          = virtv1.VirtualMachineInstanceReasonDisksNotMigratable
@@ -23,8 +22,6 @@ var (
 	eventKilled     = Event{Type: corev1.EventTypeNormal, Reason: virtv1.ShuttingDown.String(), Message: "Signaled Deletion"}
 	eventShutDown   = Event{Type: corev1.EventTypeNormal, Reason: virtv1.Stopped.String(), Message: "The VirtualMachineInstance was shut down."}
 	eventCrashed    = Event{Type: corev1.EventTypeWarning, Reason: virtv1.Stopped.String(), Message: "The VirtualMachineInstance crashed."}
-	eventSlow       = Event{Type: corev1.EventTypeWarning, Reason: string(virtv1.VirtualMachineInstanceSoftwareEmulation), Message: messageSlow}
-	messageSlow     = "The node cannot run guest code on its processor (no usable /dev/kvm), so QEMU emulates it: expect about a tenth of the speed."
 	messageAgentOld = "This guest agent doesn't support required basic commands"
 )
 

@@ -7,8 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
-
-	"patchbay/internal/qemu"
 )
 
 func (s *step) setPhase(phase virtv1.VirtualMachineInstancePhase) {
@@ -55,10 +53,6 @@ func (s *step) clearRunning() {
 // describeStart writes what does not change while the guest runs.
 func (s *step) describeStart() {
 	d := s.o.Domain
-	if d.Accelerator == qemu.TCG {
-		s.setCondition(virtv1.VirtualMachineInstanceSoftwareEmulation, true, reasonNoVirtExtents, messageSlow)
-		s.tell(eventSlow)
-	}
 	if d.Machine != "" {
 		s.r.Status.Machine = &virtv1.Machine{Type: d.Machine}
 	}

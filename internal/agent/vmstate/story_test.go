@@ -15,7 +15,6 @@ import (
 
 	"patchbay/internal/golden"
 	"patchbay/internal/launcher/protocol"
-	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qga"
 	"patchbay/internal/qemu/qmp"
 )
@@ -44,7 +43,7 @@ var (
 	running  = scene{"QEMU runs and its monitor is connected", func(o *Observed) {
 		o.Busy = false
 		o.Launcher.State = protocol.Running
-		o.Domain = &Domain{RunState: "running", Accelerator: qemu.KVM, Machine: "pc-q35-7.2", NICs: []NIC{{
+		o.Domain = &Domain{RunState: "running", Machine: "pc-q35-7.2", NICs: []NIC{{
 			Name: "default", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, PodInterface: "eth0", Queues: 1,
 			IPs: []netip.Addr{netip.MustParseAddr("10.128.0.5"), netip.MustParseAddr("fd00:10:128::5")},
 		}}}
@@ -86,10 +85,6 @@ func TestStories(t *testing.T) {
 		"life": tell(
 			scene{"the guest agent answers", guest},
 			ended(Ended{Reason: qmp.GuestShutdown}), released),
-		"emulated": {podReady, {"QEMU runs without KVM", func(o *Observed) {
-			running.change(o)
-			o.Domain.Accelerator = qemu.TCG
-		}}},
 		"delete": tell(deleted, pressed, at(3*time.Second), at(10*time.Second), pressed, ended(Ended{Reason: qmp.GuestShutdown}), released),
 		"deaf": tell(deleted, pressed, at(29*time.Second), pressed, at(30*time.Second), killed, at(31*time.Second), at(35*time.Second),
 			ended(Ended{Reason: qmp.HostQuit}), released),

@@ -87,7 +87,7 @@ func (in Input) chassis(node layout.Node) openvswitch.Chassis {
 
 // prepareNode makes the node's namespaces and the files that its processes read.
 func (in Input) prepareNode(node layout.Node) error {
-	for _, dir := range []string{"ovs", "ovn", "containerd", "kubelet", "cni/net.d", "cni/bin", "agent", "log", "volume-plugins", "sysctl", "tmp"} {
+	for _, dir := range []string{"ovs", "ovn", "containerd", "kubelet", "cni/net.d", "cni/bin", "cni/results", "agent", "log", "volume-plugins", "sysctl", "tmp"} {
 		if err := os.MkdirAll(node.Path(dir), 0o755); err != nil {
 			return err
 		}
@@ -135,13 +135,17 @@ var kubeletSysctls = map[string]string{
 func sysctlFile(key string) string { return filepath.Join("sysctl", filepath.Base(key)) }
 
 // nodeMounts keeps what the node's programs write to fixed places away from the host: sockets of containerd's shims below /run,
-// links to logs below /var/log.
+// links to logs below /var/log, and state below /var/lib.
 func nodeMounts(node layout.Node) namespace.Mounts {
 	binds := map[string]string{"/var/log": node.Path("log")}
 	for key := range kubeletSysctls {
 		binds["/proc/sys/"+key] = node.Path(sysctlFile(key))
 	}
-	return namespace.Mounts{Pin: node.MountNamespace(), Scratch: []string{"/run"}, Binds: binds}
+	return namespace.Mounts{Pin: node.MountNamespace(), Scratch: []string{"/run"}, Binds: binds, Directories: map[string]string{
+		// Kubelet looks for device plugins here, whatever its root directory (1.37), and so do plugins and storage drivers.
+		"/var/lib/kubelet": node.KubeletRoot(),
+		"/var/lib/cni":     node.Path("cni", "results"), // containerd's memory of pods' networks
+	}}
 }
 
 // nodeFiles are the configuration files of a node by their place below its directory.
@@ -198,6 +202,8 @@ func containerdConfig(in Input, node layout.Node) string {
 	return fmt.Sprintf(`version = 3
 root = %s
 state = %s
+# Without this one the kubelet could do nothing: end, and be started again.
+required_plugins = ["io.containerd.grpc.v1.cri"]
 # NRI and /opt/containerd are shared with the host; the other snapshotters need devices.
 disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile",
@@ -216,6 +222,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
   tolerate_missing_hugetlb_controller = true
+  # A device that a pod was given belongs to the pod's user: on the node, root owns /dev/kvm.
+  device_ownership_from_security_context = true
   [plugins."io.containerd.cri.v1.runtime".cni]
     bin_dirs = [%s]
     conf_dir = %s

@@ -15,7 +15,11 @@ import (
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
@@ -24,6 +28,8 @@ const (
 	snapshotter         = "overlayfs"
 	// archiveLabel on an image holds the fingerprint of the archive it came from.
 	archiveLabel = "patchbay.io/archive"
+	// managedLabel tells containerd that an image is the kubelet's.
+	managedLabel = "io.cri-containerd.image"
 )
 
 // Result tells what happened to one archive.
@@ -83,6 +89,13 @@ func load(ctx context.Context, client *containerd.Client, archive string) (Resul
 		if err := image.Unpack(ctx, snapshotter); err != nil {
 			return result, fmt.Errorf("unpack %s of %s: %w", i.Name, archive, err)
 		}
+		config, err := image.Config(ctx)
+		if err != nil {
+			return result, fmt.Errorf("read the configuration of %s of %s: %w", i.Name, archive, err)
+		}
+		if err := ensureID(ctx, client.ImageService(), config.Digest, i.Target); err != nil {
+			return result, fmt.Errorf("give %s its identifier: %w", i.Name, err)
+		}
 		// Marked last: an archive that was not unpacked to its end is loaded again.
 		i.Labels = map[string]string{archiveLabel: fingerprint}
 		if _, err := client.ImageService().Update(ctx, i, "labels."+archiveLabel); err != nil {
@@ -92,6 +105,17 @@ func load(ctx context.Context, client *containerd.Client, archive string) (Resul
 	}
 	result.Loaded = true
 	return result, nil
+}
+
+// ensureID keeps the name by which the kubelet mounts an image: the digest of its configuration. containerd 2.4 gives it to an image
+// that is new, but not to one that takes over the name of an older image, and a pod of that name would not start.
+func ensureID(ctx context.Context, store images.Store, id digest.Digest, target ocispec.Descriptor) error {
+	image := images.Image{Name: id.String(), Target: target, Labels: map[string]string{managedLabel: "managed"}}
+	_, err := store.Create(ctx, image)
+	if errdefs.IsAlreadyExists(err) {
+		_, err = store.Update(ctx, image, "target", "labels."+managedLabel)
+	}
+	return err
 }
 
 // Fingerprint identifies the content of an archive without reading all of it: the lists inside name every layer by its digest.

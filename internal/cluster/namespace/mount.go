@@ -21,6 +21,8 @@ type Mounts struct {
 	Scratch []string
 	// Binds replace a path (key) by another file or directory (value). Paths that the host lacks are left out.
 	Binds map[string]string
+	// Directories replace a directory (key) by another (value), also where the host has no such directory.
+	Directories map[string]string
 }
 
 // EnsureMounts makes the namespace unless its pin exists, and tells whether it is new.
@@ -61,9 +63,12 @@ func (m Mounts) build(made chan<- int, pinned <-chan error) error {
 			return fmt.Errorf("bind %s to %s: %w", source, path, err)
 		}
 	}
+	if err := addDirectories(m.Directories); err != nil {
+		return err
+	}
 	for _, path := range m.Scratch {
-		if err := unix.Mount("tmpfs", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
-			return fmt.Errorf("mount scratch space on %s: %w", path, err)
+		if err := mountScratch(path, 0o755); err != nil {
+			return err
 		}
 	}
 	made <- unix.Gettid()

@@ -2,8 +2,10 @@ package namespace
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -114,6 +116,50 @@ func TestAMissingNamespaceIsAnError(t *testing.T) {
 	}
 }
 
+// newTree makes a directory with one thing of each kind, and beside it a directory "own" with a note.
+func newTree(t *testing.T, dir string) string {
+	t.Helper()
+	tree := filepath.Join(dir, "tree")
+	err := errors.Join(
+		os.MkdirAll(filepath.Join(tree, "dir", "below"), 0o755), os.MkdirAll(filepath.Join(tree, "other", "below"), 0o700),
+		os.WriteFile(filepath.Join(tree, "file"), []byte("the host's"), 0o640), os.Symlink("file", filepath.Join(tree, "link")),
+		os.Mkdir(filepath.Join(dir, "own"), 0o755), os.WriteFile(filepath.Join(dir, "own", "note"), []byte("own"), 0o600),
+		os.Chmod(tree, 0o711),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tree
+}
+
+// checkTree looks at the tree from inside, where "own" stands for a directory that the host lacks and for one that it has, and writes
+// to it.
+func checkTree(tree string) error {
+	var got []string
+	err := filepath.WalkDir(tree, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		got = append(got, fmt.Sprintf("%v %s", info.Mode(), strings.TrimPrefix(path, filepath.Dir(tree)+"/")))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	want := []string{
+		"drwx--x--x tree", "drwxr-xr-x tree/dir", "-rw------- tree/dir/note", "-rw-r----- tree/file", "Lrwxrwxrwx tree/link",
+		"drwxr-xr-x tree/missing", "-rw------- tree/missing/note", "drwxr-xr-x tree/missing-too", "-rw------- tree/missing-too/note", "drwx------ tree/other", "drwx------ tree/other/below",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		return fmt.Errorf("inside, the tree is (-want +got):\n%s", diff)
+	}
+	if data, err := os.ReadFile(filepath.Join(tree, "link")); err != nil || string(data) != "the host's" {
+		return fmt.Errorf("inside, the file is %q, %v", data, err)
+	}
+	return os.WriteFile(filepath.Join(tree, "missing", "note"), []byte("own, inside"), 0o600)
+}
+
 // TestMountNamespace follows one from its making to its end.
 func TestMountNamespace(t *testing.T) {
 	dir := t.TempDir()
@@ -121,11 +167,16 @@ func TestMountNamespace(t *testing.T) {
 	if err := os.WriteFile(replacement, []byte("7\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	tree := newTree(t, dir)
+	missing := filepath.Join(tree, "missing")
 	before := mountTable(t)
 	m := Mounts{
 		Pin:     filepath.Join(dir, "pins", "one"),
 		Scratch: []string{"/run"},
 		Binds:   map[string]string{"/proc/sys/kernel/panic": replacement, "/proc/sys/kernel/no-such-value": replacement},
+		Directories: map[string]string{
+			missing: filepath.Join(dir, "own"), missing + "-too": filepath.Join(dir, "own"), filepath.Join(tree, "dir"): filepath.Join(dir, "own"),
+		},
 	}
 	for i, want := range []bool{true, false} {
 		if made, err := EnsureMounts(m); made != want || err != nil {
@@ -148,13 +199,19 @@ func TestMountNamespace(t *testing.T) {
 		if err != nil || len(entries) != 0 {
 			return fmt.Errorf("inside, /run holds %v, %v", entries, err)
 		}
-		return os.WriteFile("/run/made-inside", nil, 0o600)
+		return errors.Join(os.WriteFile("/run/made-inside", nil, 0o600), checkTree(tree))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat("/run/made-inside"); err == nil {
 		t.Error("a file made inside appears on the host")
+	}
+	if _, err := os.Stat(missing); err == nil {
+		t.Error("a directory added inside appears on the host")
+	}
+	if data, err := os.ReadFile(filepath.Join(dir, "own", "note")); err != nil || string(data) != "own, inside" {
+		t.Errorf("what was written inside is %q, %v", data, err)
 	}
 	if err := UnmountBelow(dir); err != nil {
 		t.Fatal(err)

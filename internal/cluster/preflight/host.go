@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/namespace"
@@ -22,7 +24,7 @@ func Host(home, dir string) error {
 }
 
 // longestSocket is the longest path of a socket below a cluster's directory.
-const longestSocket = "/nodes/node-200/containerd/containerd.sock.ttrpc"
+const longestSocket = "/nodes/node-200/kubelet/device-plugins/kubelet.sock"
 
 // maxSocketPath is what fits into struct sockaddr_un.
 const maxSocketPath = 107
@@ -51,7 +53,7 @@ const (
 
 // NewCluster checks what a cluster needs that does not exist yet.
 func NewCluster(c layout.Cluster, nodes, port int) error {
-	return errors.Join(checkMemory(nodes), checkPort(port), checkNamespaces(c, nodes))
+	return errors.Join(checkMemory(nodes), checkInotify(nodes), checkPort(port), checkNamespaces(c, nodes))
 }
 
 func checkMemory(nodes int) error {
@@ -90,6 +92,59 @@ func checkPort(port int) error {
 		return fmt.Errorf("port %d on 127.0.0.1 is taken (%w); choose another with --api-port", port, err)
 	}
 	return listener.Close()
+}
+
+// Inotify instances that a cluster's processes hold. They are counted per user of the host, and the usual limit is 128.
+const (
+	controlPlaneInotify = 14
+	nodeInotify         = 10
+)
+
+const inotifyLimit = "/proc/sys/fs/inotify/max_user_instances"
+
+func checkInotify(nodes int) error {
+	data, err := os.ReadFile(inotifyLimit)
+	if err != nil {
+		return err
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", inotifyLimit, err)
+	}
+	return enoughInotify(limit, usedInotify(), nodes)
+}
+
+func enoughInotify(limit, used, nodes int) error {
+	needed := controlPlaneInotify + nodes*nodeInotify
+	if used+needed <= limit {
+		return nil
+	}
+	return fmt.Errorf("this host allows %d inotify instances, %d are in use, and a cluster of %d nodes needs %d; allow more with: sysctl -w fs.inotify.max_user_instances=%d",
+		limit, used, nodes, needed, max(1024, 2*limit))
+}
+
+// usedInotify counts the instances of all processes of this user.
+func usedInotify() int {
+	files, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return 0
+	}
+	used := 0
+	for _, file := range files {
+		if target, err := os.Readlink(file); err == nil && target == "anon_inode:inotify" && ownedByUs(file) {
+			used++
+		}
+	}
+	return used
+}
+
+func ownedByUs(path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return false
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(owner.Uid) == os.Geteuid()
 }
 
 // checkNamespaces finds a cluster of the same name that has another home directory.

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/namespace"
@@ -70,7 +71,7 @@ func TestDirectory(t *testing.T) {
 		"like run":    {"/runs", "/runs/a", ""},
 		"logs itself": {"/var/log", "/var/log/a", "PATCHBAY_HOME cannot lie below /var/log, which the nodes do not see; choose another directory"},
 		"too long": {long, long + "/default",
-			"the path " + long + "/default is 24 bytes too long for the sockets below it; choose a shorter --name or set PATCHBAY_HOME to a shorter directory"},
+			"the path " + long + "/default is 27 bytes too long for the sockets below it; choose a shorter --name or set PATCHBAY_HOME to a shorter directory"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -95,6 +96,26 @@ func TestMemory(t *testing.T) {
 	want := "1000 MiB of memory are free, and a cluster of 2 nodes needs 1400 MiB; free some, or use fewer --nodes"
 	if diff := cmp.Diff(want, text(enoughMemory(1000, 2))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestInotify(t *testing.T) {
+	if err := enoughInotify(128, 94, 2); err != nil {
+		t.Error(err)
+	}
+	want := "this host allows 128 inotify instances, 95 are in use, and a cluster of 2 nodes needs 34; allow more with: sysctl -w fs.inotify.max_user_instances=1024"
+	if diff := cmp.Diff(want, text(enoughInotify(128, 95, 2))); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	before := usedInotify()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	// Other programs may end and begin meanwhile; this one's instance is there in any case.
+	if used := usedInotify(); used == 0 {
+		t.Errorf("no instance is found, and there were %d before", before)
 	}
 }
 

@@ -60,6 +60,8 @@ type Request struct {
 	Claims map[string]Claim
 	// NetworkResources are extended resources that network attachments ask for, by "namespace/name".
 	NetworkResources map[string]string
+	// KVM asks for /dev/kvm, without which the guest is emulated. A migration's target must ask for it if its source has it.
+	KVM bool
 	// Migration is nil for the pod that a machine starts in.
 	Migration *Migration
 }

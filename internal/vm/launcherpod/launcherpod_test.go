@@ -21,6 +21,7 @@ type scene struct {
 	VMI              virtv1.VirtualMachineInstance `json:"vmi"`
 	Claims           map[string]Claim              `json:"claims"`
 	NetworkResources map[string]string             `json:"networkResources"`
+	KVM              bool                          `json:"kvm"`
 	Migration        *Migration                    `json:"migration"`
 }
 
@@ -51,7 +52,7 @@ func buildScenes(t *testing.T) map[string]*corev1.Pod {
 			t.Fatalf("%s: %v", file, err)
 		}
 		pod, err := Build(Request{
-			Cluster: testCluster(), VMI: &s.VMI, Claims: s.Claims, NetworkResources: s.NetworkResources, Migration: s.Migration,
+			Cluster: testCluster(), VMI: &s.VMI, Claims: s.Claims, NetworkResources: s.NetworkResources, KVM: s.KVM, Migration: s.Migration,
 		})
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)

@@ -4,6 +4,7 @@ import (
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
+	virtv1 "kubevirt.io/api/core/v1"
 )
 
 func nodeSelector(r Request) map[string]string {
@@ -11,6 +12,7 @@ func nodeSelector(r Request) map[string]string {
 	if selector == nil {
 		selector = map[string]string{}
 	}
+	selector[virtv1.NodeSchedulable] = "true" // an agent lives there
 	if arch := r.VMI.Spec.Architecture; arch != "" {
 		selector[corev1.LabelArchStable] = arch
 	}

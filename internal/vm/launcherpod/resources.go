@@ -6,6 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/qemu"
 )
 
 // What a pod needs besides its guest's memory.
@@ -84,6 +86,7 @@ func podResources(r Request) (corev1.ResourceRequirements, error) {
 		limits[corev1.ResourceEphemeralStorage] = limit
 	}
 	addNetworkResources(r, requests, limits)
+	addKVM(r, requests, limits)
 	if len(limits) == 0 {
 		limits = nil
 	}
@@ -157,5 +160,15 @@ func addNetworkResources(r Request, requests, limits corev1.ResourceList) {
 			count.Add(*resource.NewQuantity(1, resource.DecimalSI))
 			list[device] = count
 		}
+	}
+}
+
+// addKVM asks for /dev/kvm, also when it is the machine's own specification that does.
+func addKVM(r Request, requests, limits corev1.ResourceList) {
+	_, requested := requests[qemu.KVMResource]
+	_, limited := limits[qemu.KVMResource]
+	if r.KVM || requested || limited {
+		one := *resource.NewQuantity(1, resource.DecimalSI)
+		requests[qemu.KVMResource], limits[qemu.KVMResource] = one, one
 	}
 }

@@ -9,6 +9,10 @@ import (
 	"time"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"patchbay/internal/qemu"
 )
 
 var timestamp = regexp.MustCompile(`"2026-[0-9T:-]+Z"`)
@@ -17,6 +21,9 @@ var timestamp = regexp.MustCompile(`"2026-[0-9T:-]+Z"`)
 func (w *world) describe(a Action) string {
 	switch a := a.(type) {
 	case Create:
+		if pod, ok := a.Object.(*corev1.Pod); ok && qemu.AcceleratorOf(pod) != qemu.KVM {
+			return "create " + name(a.Object) + " without KVM"
+		}
 		return "create " + name(a.Object)
 	case Delete:
 		if a.GraceSeconds != nil {

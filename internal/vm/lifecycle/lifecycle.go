@@ -71,6 +71,8 @@ type Settings struct {
 	DefaultNetwork func(*virtv1.VirtualMachineInstanceSpec) error
 	// LiveUpdate lets changes of placement reach a running machine's instance, where its next migration heeds them.
 	LiveUpdate bool
+	// UseEmulation has guests emulated even where the processor could execute them.
+	UseEmulation bool
 }
 
 // SettingsFrom reads the settings from a KubeVirt configuration, in which everything is optional.
@@ -85,6 +87,7 @@ func SettingsFrom(launcherImage string, c virtv1.KubeVirtConfiguration) Settings
 	}
 	if d := c.DeveloperConfiguration; d != nil {
 		s.Launcher.CPUAllocationRatio = d.CPUAllocationRatio
+		s.UseEmulation = d.UseEmulation
 	}
 	if n := c.NetworkConfiguration; n != nil {
 		maps.Copy(s.Launcher.Plugins, n.Binding)

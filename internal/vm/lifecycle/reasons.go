@@ -19,6 +19,9 @@ const (
 	reasonPaused           = "Paused"
 	reasonNotPaused        = "NotPaused"
 	reasonNodeUnresponsive = "NodeUnresponsive"
+	reasonNoAgent          = "NoNodeAgent"
+	reasonNoKVM            = "KVMNotAvailable"
+	reasonUseEmulation     = "UseEmulation"
 
 	textNoInstance      = "VMI does not exist"
 	textRestartRequired = "a non-live-updatable field was changed in the template spec"
@@ -32,4 +35,7 @@ const (
 	textNotPaused       = "the virtual machine is not paused"
 	textShutDown        = "The VirtualMachineInstance was shut down."
 	textCrashed         = "The VirtualMachineInstance crashed."
+	textNoAgent         = "no node has said yet that it runs virtual machines; waiting for an agent to label its node kubevirt.io/schedulable"
+	textNoKVM           = "no node that this machine may run on offers devices.kubevirt.io/kvm, so QEMU emulates the processor: expect about a tenth of the speed"
+	textUseEmulation    = "the KubeVirt configuration says useEmulation, so QEMU emulates the processor: expect about a tenth of the speed"
 )

@@ -125,6 +125,13 @@ func (w *world) happen(args []string) error {
 		return w.claim(args)
 	case "node":
 		return w.node(args)
+	case "offers": // node-1 offers this, node-2 that, …
+		w.offers = nil
+		for n, accelerator := range args {
+			w.offers = append(w.offers, agentNode(fmt.Sprintf("node-%d", n+1), accelerator))
+		}
+	case "useEmulation":
+		w.settings.UseEmulation = args[0] == "true"
 	case "network":
 		w.networks[args[0]] = ""
 	case "quota":

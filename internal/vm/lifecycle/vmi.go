@@ -25,6 +25,10 @@ type VMIView struct {
 	Claims map[string]*corev1.PersistentVolumeClaim
 	// Networks are the resource names that existing network attachments ask for, by "namespace/name"; "" for none.
 	Networks map[string]string
+	// Nodes are the cluster's nodes, and Volumes the persistent volumes that Claims are bound to. Both may be empty once the
+	// instance has a pod.
+	Nodes   []*corev1.Node
+	Volumes []*corev1.PersistentVolume
 	// Node is the node that the instance is on; nil when there is none of that name.
 	Node *corev1.Node
 }
@@ -149,7 +153,7 @@ func (s *vmiStep) withoutPod() {
 	s.actions = append(s.actions, Create{Object: pod})
 	s.tell(reasonCreated, "Created virtual machine pod "+pod.Name)
 	s.vmi.Status.Phase = virtv1.Scheduling
-	s.clearFailure(reasonClaimNotFound, reasonFailedCreate)
+	s.clearFailure(reasonClaimNotFound, reasonFailedCreate, reasonNoAgent)
 }
 
 // buildPod makes the pod; nil without an error means that something it needs is awaited.
@@ -176,7 +180,7 @@ func (s *vmiStep) buildPod() (*corev1.Pod, error) {
 			return nil, launcherpod.NetworkNotFoundError(key)
 		}
 	}
-	return launcherpod.Build(launcherpod.Request{
+	return s.accelerate(launcherpod.Request{
 		Cluster: s.view.Settings.Launcher, VMI: s.vmi, Claims: claims, NetworkResources: s.view.Networks,
 	})
 }
@@ -206,7 +210,7 @@ func (s *vmiStep) followPod() {
 	case phase == virtv1.VmPhaseUnset || phase == virtv1.Pending || phase == virtv1.Scheduling:
 		s.vmi.Finalizers = withFinalizer(s.vmi.Finalizers, virtv1.VirtualMachineInstanceFinalizer)
 		s.vmi.Status.Phase = virtv1.Scheduling
-		s.clearFailure(reasonClaimNotFound, reasonFailedCreate)
+		s.clearFailure(reasonClaimNotFound, reasonFailedCreate, reasonNoAgent)
 		if isReady(s.pod) {
 			s.schedule()
 		}

@@ -29,6 +29,7 @@ type world struct {
 	claims   map[string]*corev1.PersistentVolumeClaim
 	networks map[string]string
 	nodes    map[string]*corev1.Node
+	offers   []*corev1.Node // what the agents say that nodes have
 	uids     int
 	version  int
 	log      []string
@@ -44,6 +45,7 @@ func newWorld() *world {
 		claims:   map[string]*corev1.PersistentVolumeClaim{},
 		networks: map[string]string{},
 		nodes:    map[string]*corev1.Node{},
+		offers:   []*corev1.Node{agentNode("node-1", "kvm"), agentNode("node-2", "kvm")},
 		podsMade: map[types.UID]int{},
 	}
 }
@@ -70,7 +72,7 @@ func (w *world) vmView() VMView {
 }
 
 func (w *world) vmiView() VMIView {
-	v := VMIView{Now: w.now, Settings: w.settings, VMI: w.vmi.DeepCopy(), Claims: w.claims, Networks: w.networks}
+	v := VMIView{Now: w.now, Settings: w.settings, VMI: w.vmi.DeepCopy(), Claims: w.claims, Networks: w.networks, Nodes: w.offers}
 	for _, p := range w.pods {
 		if metav1.IsControlledBy(p, w.vmi) {
 			v.Pods = append(v.Pods, p.DeepCopy())
