@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -195,6 +196,8 @@ func (l *lab) advertise(device string, prefix netip.Prefix) {
 		if err != nil {
 			return err
 		}
+		// Package net remembers which name had which index, for all namespaces of the process: a number cannot be mistaken.
+		ifi.Name = strconv.Itoa(ifi.Index)
 		conn, _, err = ndp.Listen(ifi, ndp.LinkLocal)
 		if err != nil {
 			return err
