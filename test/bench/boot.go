@@ -70,7 +70,7 @@ func (b *bench) bootVM(ctx context.Context, namespace, name string) (took time.D
 		return 0, 0, err
 	}
 	took = time.Since(begin)
-	mib, err = vmWeight(string(vmi.UID))
+	mib, err = vmWeight(namespace + "_" + name)
 	return took, mib, err
 }
 
@@ -127,7 +127,7 @@ func pingUntil(ctx context.Context, namespace, ip string) error {
 }
 
 // vmWeight is the memory of a VM pod's processes in MiB, without the guest's own.
-func vmWeight(uid string) (float64, error) {
+func vmWeight(guestName string) (float64, error) {
 	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0, err
@@ -139,7 +139,7 @@ func vmWeight(uid string) (float64, error) {
 		if err != nil {
 			continue // ended meanwhile
 		}
-		guest := bytes.Contains(line, []byte("qemu-system")) && bytes.Contains(line, []byte(uid))
+		guest := bytes.Contains(line, []byte("qemu-system")) && bytes.Contains(line, []byte("guest="+guestName+","))
 		launcher := bytes.HasPrefix(line, []byte("/patchbay-launcher"))
 		if !guest && !launcher {
 			continue
@@ -156,7 +156,7 @@ func vmWeight(uid string) (float64, error) {
 		found = found || guest
 	}
 	if !found {
-		return 0, fmt.Errorf("no QEMU process carries the VMI's UID %s", uid)
+		return 0, fmt.Errorf("no QEMU process runs guest %s", guestName)
 	}
 	return total, nil
 }
