@@ -18,6 +18,8 @@ const (
 	NodeAnnotation = "k8s.ovn.org/node-subnets"
 	// Default is the key of the cluster's default network in both.
 	Default = "default"
+	// PrimaryInterface is the pod's device on a tenant's primary network.
+	PrimaryInterface = "ovn-udn1"
 )
 
 // Role says what a network is for its pod.
@@ -37,6 +39,16 @@ type Network struct {
 	Routes   []Route
 	MTU      int // bytes
 	Role     Role
+	// LinkLocalGateway is the router's link-local address, where IPv6 routes of advertisements lead; invalid when there is none.
+	LinkLocalGateway netip.Addr
+	// Name is the network's own name, which several attachments may share; empty on the default network.
+	Name string
+	// Port is the logical port's name; empty on the default network, where it follows from the pod's name.
+	Port string
+	// Interface is the device's name in the pod; empty is the name that the runtime chose (eth0).
+	Interface string
+	// Tap says that a virtual machine's tap takes the port: the pod itself gets no device.
+	Tap bool
 }
 
 // Route is one route of the pod beside the default route through Gateways.
@@ -55,11 +67,24 @@ type wire struct {
 	Gateway  *netip.Addr    `json:"gateway_ip,omitempty"`
 	MTU      int            `json:"mtu,omitempty"`
 	Role     Role           `json:"role,omitempty"`
+
+	LinkLocalGateway *netip.Addr `json:"ipv6_lla_gateway_ip,omitempty"`
+	// What other readers of the annotation do not know.
+	Name      string `json:"network,omitempty"`
+	Port      string `json:"port,omitempty"`
+	Interface string `json:"interface,omitempty"`
+	Tap       bool   `json:"tap,omitempty"`
 }
 
 // MarshalJSON writes the annotation's shape.
 func (n Network) MarshalJSON() ([]byte, error) {
-	w := wire{IPs: n.IPs, MAC: n.MAC.String(), Gateways: n.Gateways, Routes: n.Routes, MTU: n.MTU, Role: n.Role}
+	w := wire{
+		IPs: n.IPs, MAC: n.MAC.String(), Gateways: n.Gateways, Routes: n.Routes, MTU: n.MTU, Role: n.Role,
+		Name: n.Name, Port: n.Port, Interface: n.Interface, Tap: n.Tap,
+	}
+	if n.LinkLocalGateway.IsValid() {
+		w.LinkLocalGateway = &n.LinkLocalGateway
+	}
 	if len(n.IPs) == 1 {
 		w.IP = &n.IPs[0]
 	}
@@ -79,7 +104,13 @@ func (n *Network) UnmarshalJSON(data []byte) error {
 	if err != nil {
 		return fmt.Errorf("mac_address: %w", err)
 	}
-	*n = Network{IPs: w.IPs, MAC: mac, Gateways: w.Gateways, Routes: w.Routes, MTU: w.MTU, Role: w.Role}
+	*n = Network{
+		IPs: w.IPs, MAC: mac, Gateways: w.Gateways, Routes: w.Routes, MTU: w.MTU, Role: w.Role,
+		Name: w.Name, Port: w.Port, Interface: w.Interface, Tap: w.Tap,
+	}
+	if w.LinkLocalGateway != nil {
+		n.LinkLocalGateway = *w.LinkLocalGateway
+	}
 	return nil
 }
 

@@ -28,7 +28,13 @@ type Interface struct {
 	IPs      []netip.Prefix   `json:"ips"`      // address with the subnet's length
 	Gateways []netip.Addr     `json:"gateways"` // one per family at most
 	HostName string           `json:"hostName"` // the end in the node's namespace that is plugged into br-int
-	Port     string           `json:"port"`     // logical switch port (iface-id)
+	Port     string           `json:"port"`     // logical switch port (iface-id); empty when another CNI plugin made the interface
+	// Attachment is the key of the pod's annotation ("default", "NAMESPACE/NAD"), or NAMESPACE/NAD of another plugin's network.
+	Attachment string `json:"attachment,omitempty"`
+	// Default says that the pod's default route leads through here.
+	Default bool `json:"default,omitempty"`
+	// Tap says that a machine's tap takes the port: there is no device of this name in the pod, and HostName is empty.
+	Tap bool `json:"tap,omitempty"`
 	// Routes are those beside the default routes through Gateways.
 	Routes []Route `json:"routes,omitempty"`
 }
