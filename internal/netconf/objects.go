@@ -3,15 +3,10 @@ package netconf
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/podnetworks"
-)
-
-// Slices of nodes in layer3 networks that say nothing about them.
-const (
-	hostBits4 = 24
-	hostBits6 = 64
 )
 
 // OfNamespace is the network that a UserDefinedNetwork asks for. An underscore occurs in no name of Kubernetes, so that networks
@@ -40,7 +35,11 @@ func fromSpec(name string, spec ovnv1.NetworkSpec) (Network, error) {
 	if r.err != nil {
 		return Network{}, r.err
 	}
-	return r.n.withDefaults()
+	n, err := r.n.withDefaults()
+	if err != nil {
+		return Network{}, err
+	}
+	return n, n.validate()
 }
 
 // reader turns fields of the API into a network; it keeps the first error.
@@ -66,10 +65,14 @@ func (r *reader) layer2(c *ovnv1.Layer2Config) {
 func (r *reader) layer3(c *ovnv1.Layer3Config) {
 	r.n.Topology, r.n.Role, r.n.MTU = Layer3, role(c.Role), int(c.MTU)
 	for _, s := range c.Subnets {
-		subnet := Subnet{CIDR: r.cidr(s.CIDR), HostBits: int(s.HostSubnet)}
-		if subnet.HostBits == 0 {
-			subnet.HostBits = hostBits(subnet.CIDR)
+		subnet := Subnet{CIDR: r.cidr(s.CIDR)}
+		wished := ""
+		if s.HostSubnet != 0 {
+			wished = strconv.Itoa(int(s.HostSubnet))
 		}
+		var err error
+		subnet.HostBits, err = hostBits(subnet.CIDR, wished)
+		r.fail(err)
 		r.n.Subnets = append(r.n.Subnets, subnet)
 	}
 	r.n.Join = r.cidrs(c.JoinSubnets)
@@ -120,13 +123,6 @@ func role(r ovnv1.Role) podnetworks.Role {
 		return podnetworks.Primary
 	}
 	return podnetworks.Secondary
-}
-
-func hostBits(p netip.Prefix) int {
-	if p.Addr().Is4() {
-		return hostBits4
-	}
-	return hostBits6
 }
 
 func persistent(c *ovnv1.IPAMConfig) bool { return c != nil && c.Lifecycle == ovnv1.IPAMPersistent }

@@ -77,11 +77,8 @@ func joined[T fmt.Stringer](list []T) string {
 	return strings.Join(texts, ",")
 }
 
-// The ranges inside OVN that every primary network has, unless it names its own. They are never seen outside their network.
-var (
-	defaultJoin    = []netip.Prefix{netip.MustParsePrefix("100.65.0.0/16"), netip.MustParsePrefix("fd99::/64")}
-	defaultTransit = []netip.Prefix{netip.MustParsePrefix("100.88.0.0/16"), netip.MustParsePrefix("fd97::/64")}
-)
+// defaultTransit is between the routers of a primary layer2 network; it is never seen outside the network.
+var defaultTransit = []netip.Prefix{netip.MustParsePrefix("100.88.0.0/16"), netip.MustParsePrefix("fd97::/64")}
 
 // transitTries is how many blocks are looked at for a transit range.
 const transitTries = 10
@@ -135,15 +132,10 @@ func nextBlock(p netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(next, p.Bits())
 }
 
-// withDefaults fills in what a primary network has although nobody asked for it.
+// withDefaults fills in what nobody asked for.
 func (n Network) withDefaults() (Network, error) {
-	if n.Role != podnetworks.Primary {
-		return n, nil
-	}
-	if len(n.Join) == 0 {
-		n.Join = defaultJoin
-	}
-	if n.Topology != Layer2 {
+	n.fill()
+	if n.Role != podnetworks.Primary || n.Topology != Layer2 {
 		return n, nil
 	}
 	var err error

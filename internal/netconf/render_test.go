@@ -24,7 +24,11 @@ func TestRender(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
-			golden.Check(t, "json", pretty(t, render(t, file)))
+			text := render(t, file)
+			golden.Check(t, "json", pretty(t, text))
+			if strings.HasPrefix(text, "{") {
+				roundTrip(t, text)
+			}
 		})
 	}
 }
@@ -44,6 +48,26 @@ func render(t *testing.T, file string) string {
 		t.Fatal(err)
 	}
 	return config
+}
+
+// roundTrip reads what was rendered and renders it again.
+func roundTrip(t *testing.T, text string) {
+	t.Helper()
+	var config struct {
+		Definition string `json:"netAttachDefName"`
+	}
+	if err := json.Unmarshal([]byte(text), &config); err != nil {
+		t.Fatal(err)
+	}
+	n, err := Parse(config.Definition, text)
+	if err != nil {
+		t.Fatalf("what is rendered must be valid: %v", err)
+	}
+	namespace, name, _ := strings.Cut(config.Definition, "/")
+	again, err := Render(n, namespace, name)
+	if err != nil || again != text {
+		t.Errorf("rendered again: %v\n%s\nwant\n%s", err, again, text)
+	}
 }
 
 func read(text []byte) (n Network, namespace, name string, err error) {
