@@ -84,4 +84,6 @@ func (t *Tenancy) condition(ctx context.Context, w wish, c metav1.Condition, own
 const longestNote = 1020
 
 // leavingQuietly tells whether a condition only says that the user's deletion goes on.
-func (w wish) leavingQuietly(c metav1.Condition) bool { return c.Reason == ovnv1.ReasonDefinitionDeleted }
+func (w wish) leavingQuietly(c metav1.Condition) bool {
+	return c.Reason == ovnv1.ReasonDefinitionDeleted
+}
