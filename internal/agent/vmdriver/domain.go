@@ -9,6 +9,7 @@ import (
 
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/agent/credentials"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/launcher/client"
 	"patchbay/internal/qemu/qga"
@@ -22,6 +23,9 @@ type domain struct {
 	cards   cards
 	agent   *qga.Client
 	log     *slog.Logger
+
+	credentials []virtv1.AccessCredential
+	secrets     credentials.Dir
 
 	ctx     context.Context
 	cancel  context.CancelFunc

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/agent/credentials"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/launcher/client"
 	"patchbay/internal/launcher/protocol"
@@ -112,7 +113,7 @@ func (t takeUp) plan(ctx context.Context, all cards) (protocol.Start, error) {
 	if err != nil {
 		return protocol.Start{}, err
 	}
-	keys, err := t.driver.publicKeys(ctx, t.vmi)
+	keys, err := credentials.ForSeed(t.vmi.Spec.AccessCredentials, t.driver.secrets(t.pod))
 	if err != nil {
 		return protocol.Start{}, err
 	}
@@ -151,7 +152,9 @@ func (t takeUp) connect(ctx context.Context, dir *client.RunDir, all cards, mach
 	}
 	d := &domain{
 		monitor: machine, dir: dir, cards: all, agent: qga.New(agent), log: t.log, poke: make(chan struct{}, 1),
-		state: vmstate.Domain{RunState: status.State, Machine: machineType, NICs: all.describe()},
+		credentials: t.vmi.Spec.AccessCredentials, secrets: t.driver.secrets(t.pod),
+		state: vmstate.Domain{RunState: status.State, Machine: machineType, NICs: all.describe(),
+			WantsAccess: credentials.NeedAgent(t.vmi.Spec.AccessCredentials)},
 	}
 	if status.State == "shutdown" {
 		d.state.Rebooting = now() // only a soft reboot leaves QEMU like this

@@ -52,6 +52,10 @@ type Domain struct {
 	Machine  string // machine type; empty: not known
 	NICs     []NIC
 	Guest    *Guest // nil: no guest agent
+	// WantsAccess says that the guest agent is to give users their credentials.
+	WantsAccess bool
+	// Access is how the last attempt ended to give the guest's users their credentials; nil: there was none since the agent came.
+	Access *Access
 	// PowerButton is when it was pressed last; zero: never by this agent.
 	PowerButton time.Time
 	// Killed is when QEMU was last told to end at once.
@@ -68,6 +72,11 @@ type NIC struct {
 	PodInterface string
 	Queues       int
 	LinkDown     bool
+}
+
+// Access says how an attempt to give users their credentials ended.
+type Access struct {
+	Failure string // empty: it worked
 }
 
 // Guest is what the guest agent said last.
