@@ -26,6 +26,9 @@ type Observed struct {
 	Ended    *Ended   // nil while QEMU may be running
 	Busy     bool     // a Start or an Attach is under way
 	Failure  *Failure // of the last Start or Attach
+	// Plugging says that a SyncNICs is under way, and NICFailure why the last one did not do all that it should.
+	Plugging   bool
+	NICFailure *Failure
 }
 
 // Pod is the launcher's pod on this node.
@@ -51,6 +54,7 @@ type Domain struct {
 	RunState string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
 	Machine  string // machine type; empty: not known
 	NICs     []NIC
+	Released int    // how many network cards QEMU said are gone
 	Guest    *Guest // nil: no guest agent
 	// WantsAccess says that the guest agent is to give users their credentials.
 	WantsAccess bool
@@ -67,6 +71,7 @@ type Domain struct {
 // NIC is a network card of a running QEMU.
 type NIC struct {
 	Name         string // of the interface in the VMI
+	Network      string // that it was joined to, by the name of its attachment definition; empty for the pod network
 	MAC          net.HardwareAddr
 	IPs          []netip.Addr // that the network gave, in the order of the cluster's families
 	PodInterface string

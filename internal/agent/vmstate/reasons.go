@@ -8,6 +8,7 @@ import (
 // Reasons of conditions that the node writes.
 const (
 	reasonSyncFailed     = "SyncFailed"
+	reasonPlugFailed     = "HotPlugNetworkInterfaceError"
 	reasonPausedByUser   = "PausedByUser"
 	reasonPausedIOError  = "PausedIOError"
 	reasonAgentCommands  = "MissingCommands"

@@ -65,6 +65,7 @@ func (s *step) describeDomain() {
 	s.describePause()
 	s.describeAgent()
 	s.describeAccess()
+	s.describePlugging()
 	if s.o.Domain.NICs != nil {
 		s.r.Status.Interfaces = interfaces(s.o.VMI, s.o.Domain)
 	}
