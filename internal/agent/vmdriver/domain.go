@@ -155,10 +155,15 @@ func (d *domain) follow(event qmp.Event, agent *guestWatch) {
 		}
 	case qmp.EventRxFilter:
 		d.listenToFilters(ctx)
-		select {
-		case d.poke <- struct{}{}:
-		default:
-		}
+		d.askSoon()
+	}
+}
+
+// askSoon has the guest agent asked: the guest's addresses may have changed.
+func (d *domain) askSoon() {
+	select {
+	case d.poke <- struct{}{}:
+	default:
 	}
 }
 

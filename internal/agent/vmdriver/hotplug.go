@@ -180,6 +180,7 @@ func (d *domain) add(c card) {
 	ctx, cancel := context.WithTimeout(d.ctx, actLimit)
 	defer cancel()
 	d.listenToFilters(ctx)
+	d.askSoon()
 }
 
 // replace puts a card in the place of the one of its name.
@@ -217,6 +218,7 @@ func (d *domain) take(name string) (card, bool) {
 	d.update(func(s *vmstate.Domain) {
 		s.NICs = slices.DeleteFunc(slices.Clone(s.NICs), func(n vmstate.NIC) bool { return n.Name == name })
 	})
+	d.askSoon()
 	return c, true
 }
 
