@@ -137,6 +137,11 @@ func leaving(vmi *virtv1.VirtualMachineInstance, pod podnet.Pod, dns guestnet.DN
 			all = append(all, card{NIC: nic, Wired: &Wired{MAC: nic.MAC}})
 		}
 	}
+	for name := range has {
+		if !slices.ContainsFunc(vmi.Spec.Domain.Devices.Interfaces, func(i virtv1.Interface) bool { return i.Name == name }) {
+			all = append(all, card{NIC: NIC{VMI: vmi, Interface: virtv1.Interface{Name: name}, Pod: pod}, Wired: &Wired{}})
+		}
+	}
 	return all
 }
 
