@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"patchbay/internal/netconf"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/topology"
@@ -38,47 +39,28 @@ func (l *theLab) startTenants() error {
 	return l.settle()
 }
 
-// network are the rows of the switch and the router.
-func (t *tenant) network() []nb.Row {
-	logicalSwitch, router := topology.NetworkSwitch(t.name()), topology.NetworkRouter(t.name())
-	services := nb.Ref{Table: nb.LoadBalancerGroupTable, Key: topology.TenantServiceGroup}
-	port := &nb.LogicalRouterPort{Name: topology.NetworkRouterPort(t.name()), MAC: podnetworks.MAC(tenantGateways[0]).String()}
-	for i, gateway := range tenantGateways {
-		port.Networks = append(port.Networks, netip.PrefixFrom(gateway, tenantSubnets[i].Bits()).String())
-	}
-	peer := &nb.LogicalSwitchPort{
-		Name: "stor/" + t.name(), Type: "router", Addresses: []string{"router"}, Options: map[string]string{"router-port": port.Name},
-	}
-	return []nb.Row{
-		nb.NewRow(nb.LogicalSwitchTable, logicalSwitch, &nb.LogicalSwitch{Name: logicalSwitch, LoadBalancerGroup: []string{services.UUID()}}),
-		nb.NewRow(nb.LogicalRouterTable, router, &nb.LogicalRouter{Name: router, Options: map[string]string{
-			"always_learn_from_arp_request": "false", "dynamic_neigh_routers": "true",
-		}}),
-		nb.NewRow(nb.LogicalRouterPortTable, port.Name, port).In(nb.Ref{Table: nb.LogicalRouterTable, Key: router}, "ports"),
-		nb.NewRow(nb.LogicalSwitchPortTable, peer.Name, peer).In(nb.Ref{Table: nb.LogicalSwitchTable, Key: logicalSwitch}, "ports"),
+func (t *tenant) network() topology.Network {
+	return topology.Network{
+		Name: t.name(), ID: t.gateway.ID, Topology: netconf.Layer2, Role: podnetworks.Primary, MTU: lab.settings.PodMTU,
+		Subnets: tenantSubnets, Gateways: tenantGateways, Namespaces: []string{t.name()},
+		DNS: lab.settings.ClusterDNS, Domain: lab.settings.ClusterDomain,
 	}
 }
 
-func (t *tenant) port(p *labPod) []nb.Row {
-	addresses := p.Network.MAC.String()
-	for _, ip := range p.Network.IPs {
-		addresses += " " + ip.Addr().String()
-	}
-	port := &nb.LogicalSwitchPort{
-		Name: "nic/" + p.Name, Addresses: []string{addresses}, PortSecurity: []string{addresses + " fe80::/64"},
-		Options: map[string]string{"requested-chassis": p.Node},
-	}
-	row := nb.NewRow(nb.LogicalSwitchPortTable, port.Name, port)
-	return []nb.Row{row.In(nb.Ref{Table: nb.LogicalSwitchTable, Key: topology.NetworkSwitch(t.name())}, "ports")}
+// port are the rows of a pod's port: those of a machine, which may move.
+func (t *tenant) port(p *labPod, chassis ...string) []nb.Row {
+	return topology.NICRows(topology.NIC{
+		Namespace: t.name(), VMI: p.Name, Name: "default", Network: t.network(), MAC: p.Network.MAC, IPs: p.Network.IPs, Chassis: chassis,
+	})
 }
 
 func (t *tenant) name() string { return t.gateway.Network }
 
 func (t *tenant) apply() {
-	lab.store.Set("network/"+t.name(), t.network())
+	lab.store.Set("network/"+t.name(), topology.NetworkRows(t.network()))
 	lab.store.Set("gateway/"+t.name(), topology.GatewayRows(t.gateway))
 	for _, p := range t.pods {
-		lab.store.Set("nic/"+p.Name, t.port(p))
+		lab.store.Set("nic/"+p.Name, t.port(p, p.Node))
 	}
 }
 
@@ -94,8 +76,8 @@ func (t *tenant) startPod(name, node string, index int) error {
 	}
 	p.Network.MAC = podnetworks.MAC(p.Network.IPs[0].Addr())
 	t.pods = append(t.pods, p)
-	lab.store.Set("nic/"+name, t.port(p))
-	return lab.plug(name, node, "nic/"+name, "", p.Network)
+	lab.store.Set("nic/"+name, t.port(p, node))
+	return lab.plug(name, node, topology.NICPort(t.name(), name, "default"), "", p.Network)
 }
 
 // TestTenantsLeaveThroughTheirGateway: from both nodes, in both families, with the address of the gateway's node.
