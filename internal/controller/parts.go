@@ -37,6 +37,7 @@ func Parts() []Part {
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
 		{"network", addNetwork},
+		{"tenancy", addTenancy},
 		{"volumes", addVolumes},
 	}
 }
