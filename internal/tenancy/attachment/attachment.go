@@ -41,12 +41,15 @@ func Look(ctx context.Context, r client.Reader, vmi *virtv1.VirtualMachineInstan
 	if err := f.lookAtDefinitions(ctx, r, vmi); err != nil {
 		return f, err
 	}
-	var claims ipamclaimsv1alpha1.IPAMClaimList
-	if err := r.List(ctx, &claims, client.InNamespace(vmi.Namespace), client.UnsafeDisableDeepCopy); err != nil {
-		return f, fmt.Errorf("list the IPAMClaims of namespace %s: %w", vmi.Namespace, err)
-	}
-	for i := range claims.Items {
-		f.Claims[claims.Items[i].Name] = &claims.Items[i]
+	for _, n := range vmi.Spec.Networks {
+		claim := &ipamclaimsv1alpha1.IPAMClaim{}
+		key := client.ObjectKey{Namespace: vmi.Namespace, Name: ClaimName(vmi.Name, n.Name)}
+		switch err := r.Get(ctx, key, claim); {
+		case err == nil:
+			f.Claims[claim.Name] = claim
+		case client.IgnoreNotFound(err) != nil:
+			return f, fmt.Errorf("read IPAMClaim %s: %w", key, err)
+		}
 	}
 	return f, nil
 }
