@@ -64,7 +64,7 @@ func addConfiguration(_ context.Context, h *Host) error {
 // addAdmission serves the webhooks and registers them; until then nothing asks them, so no object is refused for want of us.
 func addAdmission(_ context.Context, h *Host) error {
 	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient()})
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)
