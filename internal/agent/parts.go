@@ -67,6 +67,9 @@ func addCNI(ctx context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
+	if err := h.followNetworks(h.Manager, plugin); err != nil {
+		return err
+	}
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		select {
 		case <-h.Network.Ready():

@@ -73,6 +73,7 @@ type entry struct {
 	Netns   string          `json:"netns"`
 	Args    [][2]string     `json:"args"`
 	Request Request         `json:"request"`
+	Made    bool            `json:"made"` // the plugin has answered
 
 	container, iface string
 }
@@ -109,6 +110,10 @@ func (r *Runner) Add(ctx context.Context, a Attachment) (*current.Result, error)
 	result, err := r.add(ctx, e)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("network %s: %w", a.Network, err), r.remove(context.WithoutCancel(ctx), e))
+	}
+	e.Made = true
+	if err := r.write(e); err != nil {
+		return nil, errors.Join(err, r.remove(context.WithoutCancel(ctx), e))
 	}
 	return result, nil
 }
@@ -197,7 +202,8 @@ func (r *Runner) remove(ctx context.Context, e entry) error {
 		}
 		err = r.cni.DelNetworkList(ctx, list, runtime)
 	}
-	if err != nil {
+	// What a plugin refuses to make it often refuses to take away, and trying for ever would keep the pod from ending.
+	if err != nil && e.Made {
 		return fmt.Errorf("detach from network %s: %w", e.Network, err)
 	}
 	return r.forget(e)
