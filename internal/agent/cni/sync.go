@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"patchbay/internal/agent/bridged"
 	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/podnet"
@@ -135,6 +136,9 @@ func (p *Plugin) detach(ctx context.Context, pod podnet.Pod, i podnet.Interface)
 			return err
 		}
 	case i.Delegated() && p.Delegates != nil:
+		if err := bridged.Restore(pod.Netns, i.Name); err != nil {
+			return err
+		}
 		if err := p.Delegates.Del(ctx, pod.ContainerID, i.Name); err != nil {
 			return err
 		}
