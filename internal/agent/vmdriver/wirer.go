@@ -22,6 +22,7 @@ import (
 const (
 	BindingMasquerade = "masquerade"
 	BindingBridge     = "bridge"
+	BindingL2Bridge   = "l2bridge" // and every other plugin of the attachment type managedTap
 	BindingSRIOV      = "sriov"
 	BindingPasst      = "passt"
 )
