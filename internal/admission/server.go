@@ -22,6 +22,8 @@ type Config struct {
 	Policy func() Policy
 	// Reader finds the VMIs and migrations that a rule speaks of; a cache will do.
 	Reader client.Reader
+	// MACs completes the addresses of NICs; without it nobody does.
+	MACs MACs
 	// NewID makes firmware identifiers; random ones when nil.
 	NewID NewID
 }
@@ -35,7 +37,7 @@ type Server struct {
 // NewServer makes a handler of everything below Prefix.
 func NewServer(config Config) *Server {
 	s := &Server{config: config, mux: http.NewServeMux()}
-	for _, hook := range s.webhooks() {
+	for _, hook := range append(s.webhooks(), s.macWebhooks()...) {
 		s.mux.HandleFunc("POST "+Prefix+hook.path, review(hook.decide))
 	}
 	return s

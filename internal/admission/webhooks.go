@@ -8,6 +8,7 @@ import (
 	hooks "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apply "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
+	applymeta "k8s.io/client-go/applyconfigurations/meta/v1"
 	clientset "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	"k8s.io/client-go/rest"
 )
@@ -33,7 +34,10 @@ type webhook struct {
 	scope    hooks.ScopeType
 	optional bool   // the request goes on when the controller is away
 	only     string // CEL; the webhook is not called when it is false
-	decide   decide
+	records  bool   // an answer leaves something behind, unless it is to a dry run
+	// namespaces limits the webhook to those with such labels; nil means all.
+	namespaces *metav1.LabelSelector
+	decide     decide
 }
 
 var (
@@ -91,9 +95,11 @@ func (s *Server) Install(ctx context.Context, config *rest.Config, base string, 
 	}
 	mutating := apply.MutatingWebhookConfiguration(configurationName)
 	validating := apply.ValidatingWebhookConfiguration(configurationName)
+	reach := func(w webhook) *apply.WebhookClientConfigApplyConfiguration {
+		return apply.WebhookClientConfig().WithURL(strings.TrimSuffix(base, "/") + Prefix + w.path).WithCABundle(authority...)
+	}
 	for _, w := range s.webhooks() {
-		url := strings.TrimSuffix(base, "/") + Prefix + w.path
-		target := apply.WebhookClientConfig().WithURL(url).WithCABundle(authority...)
+		target := reach(w)
 		if w.mutating {
 			mutating.WithWebhooks(w.mutatingConfiguration(target))
 		} else {
@@ -106,6 +112,9 @@ func (s *Server) Install(ctx context.Context, config *rest.Config, base string, 
 	}
 	if _, err := client.ValidatingWebhookConfigurations().Apply(ctx, validating, options); err != nil {
 		return fmt.Errorf("apply the validating webhooks: %w", err)
+	}
+	if err := s.installMACs(ctx, client, reach, options); err != nil {
+		return fmt.Errorf("apply the webhooks of the MAC pool: %w", err)
 	}
 	return nil
 }
@@ -128,12 +137,30 @@ func (w webhook) failurePolicy() hooks.FailurePolicyType {
 
 func (w webhook) mutatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.MutatingWebhookApplyConfiguration {
 	configuration := apply.MutatingWebhook().WithName(w.name).WithClientConfig(target).WithRules(w.rule()).
-		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(hooks.SideEffectClassNone).
+		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(w.sideEffects()).
 		WithTimeoutSeconds(timeout).WithAdmissionReviewVersions("v1")
 	if w.only != "" {
 		configuration.WithMatchConditions(w.condition())
 	}
+	if w.namespaces != nil {
+		configuration.WithNamespaceSelector(selector(w.namespaces))
+	}
 	return configuration
+}
+
+func (w webhook) sideEffects() hooks.SideEffectClass {
+	if w.records {
+		return hooks.SideEffectClassNoneOnDryRun
+	}
+	return hooks.SideEffectClassNone
+}
+
+func selector(s *metav1.LabelSelector) *applymeta.LabelSelectorApplyConfiguration {
+	applied := applymeta.LabelSelector().WithMatchLabels(s.MatchLabels)
+	for _, r := range s.MatchExpressions {
+		applied.WithMatchExpressions(applymeta.LabelSelectorRequirement().WithKey(r.Key).WithOperator(r.Operator).WithValues(r.Values...))
+	}
+	return applied
 }
 
 func (w webhook) validatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.ValidatingWebhookApplyConfiguration {

@@ -2,6 +2,7 @@ package hyperconverged
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -61,10 +62,15 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	if err := r.client.List(ctx, &nodes); err != nil {
 		return reconcile.Result{}, err
 	}
-	if err := r.writeKubeVirt(ctx, KubeVirtSpec(h, len(nodes.Items))); err != nil {
+	spec, badPatch := patched(h, KubeVirtSpec(h, len(nodes.Items)))
+	if err := r.writeKubeVirt(ctx, spec); err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{}, r.report(ctx, h)
+	badRange, err := r.writeMACRange(ctx, h)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{}, r.report(ctx, h, errors.Join(badPatch, badRange))
 }
 
 // hyperConverged is the object that counts. When there is none an empty one is made, so that it can be edited.
@@ -110,8 +116,9 @@ func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec
 	case err != nil:
 		return fmt.Errorf("read the KubeVirt object: %w", err)
 	default:
-		if d := kv.Spec.Configuration.DeveloperConfiguration; d != nil {
-			spec.Configuration.DeveloperConfiguration.UseEmulation = d.UseEmulation
+		was, will := kv.Spec.Configuration.DeveloperConfiguration, spec.Configuration.DeveloperConfiguration
+		if was != nil && was.UseEmulation && will != nil {
+			will.UseEmulation = true
 		}
 		if equality.Semantic.DeepEqual(kv.Spec, spec) {
 			break
@@ -168,20 +175,16 @@ func setCondition(s *virtv1.KubeVirtStatus, kind virtv1.KubeVirtConditionType, s
 	s.Conditions = append(s.Conditions, condition)
 }
 
-// report writes the conditions that administrators wait for.
-func (r *reconciler) report(ctx context.Context, h *hcov1beta1.HyperConverged) error {
+// report writes the conditions that administrators wait for. problem says which setting is not followed.
+func (r *reconciler) report(ctx context.Context, h *hcov1beta1.HyperConverged, problem error) error {
 	before := h.Status.DeepCopy()
 	h.Status.ObservedGeneration = h.Generation
-	for _, c := range []struct {
-		kind   string
-		status metav1.ConditionStatus
-	}{
-		{"ReconcileComplete", metav1.ConditionTrue}, {"Available", metav1.ConditionTrue},
-		{"Progressing", metav1.ConditionFalse}, {"Degraded", metav1.ConditionFalse}, {"Upgradeable", metav1.ConditionTrue},
-	} {
-		meta.SetStatusCondition(&h.Status.Conditions, metav1.Condition{
-			Type: c.kind, Status: c.status, Reason: "ReconcileCompleted", Message: "Reconcile completed successfully", ObservedGeneration: h.Generation,
-		})
+	for _, c := range conditions(h, problem) {
+		c.ObservedGeneration = h.Generation
+		meta.SetStatusCondition(&h.Status.Conditions, c)
+	}
+	if !tainted(h) {
+		meta.RemoveStatusCondition(&h.Status.Conditions, conditionTainted)
 	}
 	if equality.Semantic.DeepEqual(*before, h.Status) {
 		return nil
