@@ -11,6 +11,8 @@ import (
 	applymeta "k8s.io/client-go/applyconfigurations/meta/v1"
 	clientset "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	"k8s.io/client-go/rest"
+
+	hcov1beta1 "patchbay/api/hco/v1beta1"
 )
 
 const (
@@ -58,6 +60,9 @@ func (s *Server) webhooks() []webhook {
 			only: `request.operation == 'CREATE' || !request.userInfo.username.startsWith('patchbay:')`, decide: s.mutateVMI},
 		{name: "migrations-mutator.kubevirt.io", path: "migrations-mutate", mutating: true,
 			group: group, versions: virtVersions, resource: "virtualmachineinstancemigrations", on: create, decide: s.mutateMigration},
+		{name: "mutate-hyperconverged-hco.kubevirt.io", path: "hyperconvergeds-mutate", mutating: true,
+			group: hcov1beta1.GroupVersion.Group, versions: []string{hcov1beta1.GroupVersion.Version, hcov1beta1.Version1},
+			resource: "hyperconvergeds", on: createOrUpdate, decide: mutateHyperConverged},
 		{name: "virtualmachine-validator.kubevirt.io", path: "virtualmachines-validate",
 			group: group, versions: virtVersions, resource: "virtualmachines", on: createOrUpdate, decide: s.validateVM},
 		{name: "virtualmachineinstances-create-validator.kubevirt.io", path: "virtualmachineinstances-validate-create",

@@ -63,7 +63,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	spec, badPatch := patched(h, KubeVirtSpec(h, len(nodes.Items)))
-	if err := r.writeKubeVirt(ctx, spec); err != nil {
+	if err := r.writeKubeVirt(ctx, spec, h.Namespace); err != nil {
 		return reconcile.Result{}, err
 	}
 	badRange, err := r.writeMACRange(ctx, h)
@@ -101,7 +101,7 @@ func (r *reconciler) ensureNamespace(ctx context.Context) error {
 }
 
 // writeKubeVirt undoes edits by hand: settings belong into HyperConverged. useEmulation has no place there, and stays.
-func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec) error {
+func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec, from string) error {
 	kv := &virtv1.KubeVirt{}
 	err := r.direct.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: KubeVirtName}, kv)
 	switch {
@@ -109,7 +109,9 @@ func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec
 		if err := r.ensureNamespace(ctx); err != nil {
 			return err
 		}
-		kv = &virtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{Name: KubeVirtName, Namespace: Namespace}, Spec: spec}
+		kv = &virtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{
+			Name: KubeVirtName, Namespace: Namespace, Annotations: map[string]string{SourceAnnotation: from},
+		}, Spec: spec}
 		if err := r.direct.Create(ctx, kv); err != nil {
 			return fmt.Errorf("make the KubeVirt object: %w", err)
 		}
@@ -120,10 +122,11 @@ func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec
 		if was != nil && was.UseEmulation && will != nil {
 			will.UseEmulation = true
 		}
-		if equality.Semantic.DeepEqual(kv.Spec, spec) {
+		if equality.Semantic.DeepEqual(kv.Spec, spec) && kv.Annotations[SourceAnnotation] == from {
 			break
 		}
 		kv.Spec = spec
+		metav1.SetMetaDataAnnotation(&kv.ObjectMeta, SourceAnnotation, from)
 		if err := r.direct.Update(ctx, kv); err != nil {
 			return fmt.Errorf("write the KubeVirt object: %w", err)
 		}

@@ -140,6 +140,9 @@ func (a *Assigner) addresses(ctx context.Context, old, vm *virtv1.VirtualMachine
 		w := macpool.Wish{NIC: nic.Name}
 		if nic.MacAddress != "" {
 			parsed, err := macpool.Parse(nic.MacAddress)
+			if err != nil && Normalize(nic.MacAddress) != "" {
+				continue // longer than a NIC's: validation says so
+			}
 			if err != nil {
 				return nil, fmt.Errorf("invalid MAC address format for interface %s: %s: %w", nic.Name, nic.MacAddress, err)
 			}
