@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 
+	"patchbay/internal/netconf"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
@@ -44,7 +45,7 @@ const (
 const aclProbes = 32000
 
 // Ranges of the transit switch, where tenants' routers meet the cluster router. The first address is the cluster router's.
-var transitRanges = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd98::/64")}
+var transitRanges = netconf.ClusterJoin
 
 // Transit are the ranges of the transit switch: what tenants' routers send towards the outside comes from there.
 func Transit() []netip.Prefix { return slices.Clone(transitRanges) }

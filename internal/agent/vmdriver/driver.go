@@ -50,7 +50,9 @@ type Config struct {
 	Client client.Client
 	Live   client.Reader
 	Pods   PodNetworks
-	// Wirers join NICs to networks, by the name of the binding.
+	// Taps joins NICs to overlay networks whose port waits for a tap; nil: they are wired by their binding.
+	Taps Wirer
+	// Wirers join the others to networks, by the name of the binding.
 	Wirers map[string]Wirer
 	// OpenVhost opens the kernel's virtio backend for one queue of a NIC; nil: the node has none. See OpenVhostNet.
 	OpenVhost func() (*os.File, error)

@@ -134,11 +134,7 @@ func (p plugger) rewire(ctx context.Context, i virtv1.Interface) error {
 	nic := old.NIC
 	nic.VMI, nic.Interface, nic.Pod = p.vmi, i, p.pod
 	nic.Network = p.vmi.Spec.Networks[slices.IndexFunc(p.vmi.Spec.Networks, func(n virtv1.Network) bool { return n.Name == i.Name })]
-	wirer, err := p.driver.wirerOf(nic)
-	if err != nil {
-		return fmt.Errorf("change the network of interface %q: %w", i.Name, err)
-	}
-	wired, err := wirer.Refresh(ctx, nic)
+	wired, err := p.join(ctx, nic)
 	if err != nil {
 		return fmt.Errorf("change the network of interface %q: %w", i.Name, err)
 	}
@@ -147,6 +143,26 @@ func (p plugger) rewire(ctx context.Context, i virtv1.Interface) error {
 	old.end()
 	p.d.log.Info("changed the network of a network card", "interface", i.Name, "network", nic.Network.Multus.NetworkName)
 	return p.d.flap(ctx, i.Name)
+}
+
+// join joins a card that the guest has to the network that it is to be on now, once the pod is attached to that.
+func (p plugger) join(ctx context.Context, nic NIC) (*Wired, error) {
+	uplink, err := nic.uplink()
+	if err != nil {
+		return nil, err
+	}
+	name := nic.attachment()
+	if !strings.Contains(name, "/") {
+		name = p.vmi.Namespace + "/" + name
+	}
+	if key := uplink.Attachment; key != name && !strings.HasPrefix(key, name+"/") { // a repeated one has its number behind it
+		return nil, NotYet(fmt.Errorf("the pod is still attached to %s", uplink.Attachment))
+	}
+	wirer, err := p.driver.wirerOf(nic)
+	if err != nil {
+		return nil, err
+	}
+	return wirer.Refresh(ctx, nic)
 }
 
 // flap takes a NIC's carrier away for a moment, unless it has none anyway.
@@ -276,44 +292,4 @@ func plugged(ctx context.Context, monitor qmp.Machine) (map[string]bool, error) 
 		}
 	}
 	return names, nil
-}
-
-// OpenNIC joins one more NIC of a machine to its network.
-func (d *Driver) OpenNIC(ctx context.Context, vmi *virtv1.VirtualMachineInstance, i virtv1.Interface, pod podnet.Pod, dns guestnet.DNS) (NIC, *Wired, error) {
-	nic, err := newNIC(vmi, i, pod, dns)
-	if err != nil {
-		return NIC{}, nil, final(err)
-	}
-	wirer, err := d.wirerOf(nic)
-	if err != nil {
-		return nic, nil, err
-	}
-	wired, err := wirer.Open(ctx, nic)
-	return nic, wired, err
-}
-
-// Leaver is a Wirer whose NICs leave something on the node when the guest has let them go.
-type Leaver interface {
-	// Leave takes a NIC off its network. It may be called any number of times.
-	Leave(context.Context, NIC) error
-}
-
-// LeaveNIC takes a NIC off its network, after the guest has let it go.
-func (d *Driver) LeaveNIC(ctx context.Context, nic NIC) error {
-	wirer, err := d.wirerOf(nic)
-	if err != nil {
-		return err
-	}
-	if leaver, ok := wirer.(Leaver); ok {
-		return leaver.Leave(ctx, nic)
-	}
-	return nil
-}
-
-func (d *Driver) wirerOf(nic NIC) (Wirer, error) {
-	wirer := d.Wirers[bindingOf(nic.Interface)]
-	if wirer == nil {
-		return nil, final(fmt.Errorf("interface %q: this node cannot wire the binding %q", nic.Interface.Name, bindingOf(nic.Interface)))
-	}
-	return wirer, nil
 }
