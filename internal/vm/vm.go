@@ -91,6 +91,9 @@ func SetupWithManager(mgr ctrl.Manager, config Config) error {
 	if err := newInstances(mgr.GetClient(), mgr.GetAPIReader(), e, config).setUp(mgr); err != nil {
 		return fmt.Errorf("virtual machine instance controller: %w", err)
 	}
+	if err := newMigrations(mgr.GetClient(), mgr.GetAPIReader(), e, config).setUp(mgr); err != nil {
+		return fmt.Errorf("migration controller: %w", err)
+	}
 	if err := (&nodes{cached: mgr.GetClient(), executor: e, config: config}).setUp(mgr); err != nil {
 		return fmt.Errorf("node controller: %w", err)
 	}

@@ -46,6 +46,8 @@ func (m *machine) actOnce(ctx context.Context, o vmstate.Observed, action vmstat
 		return m.kill(limited, d)
 	case vmstate.Release:
 		m.release()
+	default:
+		return m.actMigration(limited, o, action)
 	}
 	return nil
 }

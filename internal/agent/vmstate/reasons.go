@@ -25,6 +25,16 @@ var (
 	messageAgentOld = "This guest agent doesn't support required basic commands"
 )
 
+const reasonAborted = "the migration was cancelled"
+
+func eventMigrated(node string) Event {
+	return Event{Type: corev1.EventTypeNormal, Reason: virtv1.Migrated.String(), Message: "The VirtualMachineInstance migrated to node " + node + "."}
+}
+
+func eventMigrationFailed(reason string) Event {
+	return Event{Type: corev1.EventTypeWarning, Reason: "Migrated", Message: "VirtualMachineInstance migration failed: " + reason}
+}
+
 func eventFailed(message string) Event {
 	return Event{Type: corev1.EventTypeWarning, Reason: virtv1.SyncFailed.String(), Message: message}
 }
