@@ -18,9 +18,9 @@ const module = "patchbay/"
 var layers = [][]string{
 	{"cmd"},
 	{"internal/controller", "internal/quickstart"},
-	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/nmstate", "internal/subresource", "internal/tenancy", "internal/vm"},
+	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/tenancy", "internal/vm"},
 	{"internal/guestshell", "internal/volume"},
-	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool"},
+	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool", "internal/nmstate"},
 	{"internal/netconf", "internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
 	{"internal/launcher/protocol", "internal/qemu/qmp"}, // what the agent's side and the pod's side share

@@ -15,6 +15,7 @@ import (
 //
 //	source -> target  Hello      what the guest looks like; the target starts a QEMU that waits for it
 //	target -> source  Prepared   QEMU listens; the streams may begin
+//	source -> target  Copied     the disks are equal and stay so; the target may take them
 //	source -> target  Go         the guest is yours: it will never run here again
 //	target -> source  Taken      it runs here
 //
@@ -22,6 +23,7 @@ import (
 type Word struct {
 	Hello    *Hello    `json:"hello,omitempty"`
 	Prepared *Prepared `json:"prepared,omitempty"`
+	Copied   *Copied   `json:"copied,omitempty"`
 	Go       *Go       `json:"go,omitempty"`
 	Taken    *Taken    `json:"taken,omitempty"`
 	Failed   string    `json:"failed,omitempty"` // a sentence
@@ -43,6 +45,9 @@ type Hello struct {
 
 // Prepared says that the target's QEMU listens.
 type Prepared struct{}
+
+// Copied says that nothing more comes over the channel Block.
+type Copied struct{}
 
 // Go gives the guest away.
 type Go struct {

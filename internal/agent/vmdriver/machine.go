@@ -29,6 +29,7 @@ type machine struct {
 	podUID   types.UID        // that dir is of
 	accel    qemu.Accelerator // that the pod was given
 	task     *task
+	plug     plugTask
 	failed   int // tasks that failed in a row
 	failure  *vmstate.Failure
 	ended    *vmstate.Ended
@@ -99,6 +100,7 @@ func (m *machine) wait(ctx context.Context, wake time.Time) {
 func (m *machine) turn(ctx context.Context) (wake time.Time, done bool) {
 	m.collectTask()
 	m.collectReceived()
+	m.collectPlugging()
 	m.collectDomain()
 	o, err := m.observe(ctx)
 	switch {
@@ -149,6 +151,7 @@ func (m *machine) release() {
 		}
 		m.task = nil
 	}
+	m.stopPlugging()
 	if d := m.setDomain(nil); d != nil {
 		d.close()
 	}

@@ -7,14 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"slices"
 	"sync"
 
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/agent/migration"
 	"patchbay/internal/agent/vmstate"
-	"patchbay/internal/launcher/client"
 	"patchbay/internal/migrate"
 	"patchbay/internal/qemu/qmp"
 )
@@ -42,6 +40,7 @@ type receiver struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 	listen  *migration.Listener
+	disks   sync.Once // the guest's disks are taken
 
 	mu     sync.Mutex
 	state  vmstate.Receiving
@@ -170,6 +169,9 @@ func (r *receiver) converse(talk *migration.Talk) error {
 				return err
 			}
 			err = talk.Say(migration.Word{Prepared: &migration.Prepared{}})
+		case word.Copied != nil:
+			r.takeDisks()
+			continue
 		case word.Go != nil:
 			if err := r.run(word.Go.Migration, word.Go.Running); err != nil {
 				return err
@@ -328,6 +330,7 @@ func (r *receiver) run(uid string, running bool) error {
 	case taken:
 		return nil
 	}
+	r.takeDisks()
 	ctx, cancel := context.WithTimeout(r.ctx, actLimit)
 	defer cancel()
 	if running {
@@ -339,24 +342,36 @@ func (r *receiver) run(uid string, running bool) error {
 	r.update(func(s *vmstate.Receiving) { s.Taken, s.TakenAt, s.Failure = true, at, "" })
 	r.log.Info("the guest runs here", "bytes", r.counter.Received())
 	_ = d.monitor.Announce(ctx) // QEMU has done so once, before the guest ran
-	_ = d.monitor.StopNBD(ctx)  // the guest's disks are its own; there may be no server
 	return nil
 }
 
-// receive is start for a guest that arrives.
-func (t takeUp) receive(ctx context.Context, hello *migration.Hello) (*domain, error) {
-	return t.run(ctx, Wirer.Open, func(ctx context.Context, dir *client.RunDir, all cards) (string, error) {
-		for _, c := range all {
-			if _, ok := hello.NICs[c.Interface.Name]; !ok {
-				return "", fmt.Errorf("the guest has no network card for interface %q yet; try again when it is plugged", c.Interface.Name)
-			}
-		}
-		for name := range hello.NICs {
-			if !slices.ContainsFunc(all, func(c card) bool { return c.Interface.Name == name }) {
-				return "", fmt.Errorf("the guest still has the network card of interface %q, which its specification has not; try again when it is unplugged", name)
-			}
-		}
-		t.arrives = hello
-		return t.launch(ctx, dir, all)
+// takeDisks ends the NBD server. QEMU would not let the guest write to a disk that somebody else may write to.
+func (r *receiver) takeDisks() {
+	r.disks.Do(func() {
+		ctx, cancel := context.WithTimeout(r.ctx, actLimit)
+		defer cancel()
+		_ = r.domain.monitor.StopNBD(ctx) // there may be none
 	})
+}
+
+// receive is start for a guest that arrives. It gets the network cards that it has; what is to be plugged follows when it runs here.
+func (t takeUp) receive(ctx context.Context, hello *migration.Hello) (*domain, error) {
+	vmi := t.vmi.DeepCopy()
+	has, flat := map[string]bool{}, hello.Ports == 0 // without ports nothing is plugged or unplugged
+	for n, i := range vmi.Spec.Domain.Devices.Interfaces {
+		_, plugged := hello.NICs[i.Name]
+		switch {
+		case i.State != virtv1.InterfaceStateAbsent && (plugged || flat):
+			has[i.Name] = true
+		case !flat && !plugged:
+			vmi.Spec.Domain.Devices.Interfaces[n].State = virtv1.InterfaceStateAbsent
+		}
+	}
+	for name := range hello.NICs {
+		if !has[name] {
+			return nil, fmt.Errorf("the guest still has the network card of interface %q, which it is to lose; try again when it is unplugged", name)
+		}
+	}
+	t.vmi, t.arrives = vmi, hello
+	return t.run(ctx, t.launch)
 }

@@ -57,6 +57,7 @@ type sender struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	streams sync.WaitGroup
+	talk    *migration.Talk // while the guest is being sent
 	heard   chan heard // holds at most one
 
 	mu      sync.Mutex
@@ -148,6 +149,7 @@ func (s *sender) send() (taken bool, err error) {
 	}
 	talk := migration.NewTalk(conn)
 	defer talk.Close()
+	s.talk = talk
 	defer func() {
 		if err != nil {
 			err = s.reasonOf(err)

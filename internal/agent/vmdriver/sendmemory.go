@@ -141,6 +141,11 @@ func (s *sender) switchOver(disks []string) error {
 			return fmt.Errorf("the disks could not be copied to the end: %w", err)
 		}
 	}
+	if len(disks) > 0 {
+		if err := s.talk.Say(migration.Word{Copied: &migration.Copied{}}); err != nil {
+			return err
+		}
+	}
 	return s.domain.monitor.ContinueMigration(ctx, qmp.MigrationSwitchover)
 }
 

@@ -139,7 +139,7 @@ var hashedInterface = regexp.MustCompile(`^pod[0-9a-f]{11}$`)
 // syncNetworks asks for the networks of hot-plugged interfaces and no longer for those of unplugged ones. Elements that somebody
 // else appended, such as a mesh's, stay.
 func (s *vmiStep) syncNetworks(pod *corev1.Pod) {
-	wanted, err := launcherpod.NetworkAnnotation(s.view.Settings.Launcher, s.vmi)
+	wanted, err := launcherpod.NetworkAnnotation(s.view.Settings.Launcher, keepAttached(s.vmi))
 	if err != nil {
 		s.warn(reasonHotPlugFailed, err)
 		return
