@@ -58,7 +58,7 @@ type sender struct {
 	done    chan struct{}
 	streams sync.WaitGroup
 	talk    *migration.Talk // while the guest is being sent
-	heard   chan heard // holds at most one
+	heard   chan heard      // holds at most one
 
 	mu      sync.Mutex
 	state   vmstate.Sending
