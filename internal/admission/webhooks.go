@@ -32,6 +32,7 @@ type webhook struct {
 	on       []hooks.OperationType
 	scope    hooks.ScopeType
 	optional bool   // the request goes on when the controller is away
+	effects  bool   // it changes something else, except in a dry run
 	only     string // CEL; the webhook is not called when it is false
 	decide   decide
 }
@@ -68,6 +69,8 @@ func (s *Server) webhooks() []webhook {
 		{name: "migration-policy-validator.kubevirt.io", path: "migrationpolicies-validate",
 			group: "migrations.kubevirt.io", versions: []string{"v1alpha1"}, resource: "migrationpolicies", on: createOrUpdate,
 			scope: hooks.ClusterScope, decide: s.validateMigrationPolicy},
+		{name: "virt-launcher-eviction-interceptor.kubevirt.io", path: "launcher-eviction", versions: []string{"v1"}, resource: "pods/eviction",
+			on: create, effects: true, only: `request.name.startsWith('virt-launcher-')`, decide: s.intercept},
 		{name: "services.patchbay.io", path: "services-warn", versions: []string{"v1"}, resource: "services", on: createOrUpdate,
 			optional: true, only: serviceIsRelevant(), decide: s.warnService},
 	}
@@ -126,9 +129,16 @@ func (w webhook) failurePolicy() hooks.FailurePolicyType {
 	return hooks.Fail
 }
 
+func (w webhook) sideEffects() hooks.SideEffectClass {
+	if w.effects {
+		return hooks.SideEffectClassNoneOnDryRun
+	}
+	return hooks.SideEffectClassNone
+}
+
 func (w webhook) mutatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.MutatingWebhookApplyConfiguration {
 	configuration := apply.MutatingWebhook().WithName(w.name).WithClientConfig(target).WithRules(w.rule()).
-		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(hooks.SideEffectClassNone).
+		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(w.sideEffects()).
 		WithTimeoutSeconds(timeout).WithAdmissionReviewVersions("v1")
 	if w.only != "" {
 		configuration.WithMatchConditions(w.condition())
@@ -138,7 +148,7 @@ func (w webhook) mutatingConfiguration(target *apply.WebhookClientConfigApplyCon
 
 func (w webhook) validatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.ValidatingWebhookApplyConfiguration {
 	configuration := apply.ValidatingWebhook().WithName(w.name).WithClientConfig(target).WithRules(w.rule()).
-		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(hooks.SideEffectClassNone).
+		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(w.sideEffects()).
 		WithTimeoutSeconds(timeout).WithAdmissionReviewVersions("v1")
 	if w.only != "" {
 		configuration.WithMatchConditions(w.condition())

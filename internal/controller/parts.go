@@ -64,7 +64,8 @@ func addConfiguration(_ context.Context, h *Host) error {
 // addAdmission serves the webhooks and registers them; until then nothing asks them, so no object is refused for want of us.
 func addAdmission(_ context.Context, h *Host) error {
 	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient()})
+	evictions := vm.Evictions{Client: h.Direct, Config: h.machines()}
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Evict: evictions.Evict})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)
@@ -99,14 +100,19 @@ func addSubresources(ctx context.Context, h *Host) error {
 }
 
 func addMachines(_ context.Context, h *Host) error {
-	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
+	return vm.SetupWithManager(h.Manager, h.machines())
+}
+
+// machines is what the administrator says of machines.
+func (h *Host) machines() vm.Config {
+	return vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
 		kv := &virtv1.KubeVirt{}
 		key := client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName}
 		if err := h.Manager.GetClient().Get(context.Background(), key, kv); err != nil {
 			return nil // not made yet: the defaults
 		}
 		return kv
-	}})
+	}}
 }
 
 func addNetwork(_ context.Context, h *Host) error {
