@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/nmstate"
+	"patchbay/internal/agent/nodenet"
 	"patchbay/internal/agent/ovs"
 )
 
@@ -38,7 +38,7 @@ func rollBackNetwork(ctx context.Context, c Config) error {
 		return err
 	}
 	log := c.Log.With("part", "node network policies")
-	node := &nmstate.Node{Name: c.Node, Switch: db, Guard: guard, Log: log}
+	node := &nmstate.Node{Name: c.Node, Switch: db, Guard: guard, Management: nodenet.ManagementDevice, Log: log}
 	if _, err := (&nmstate.Enactor{Node: node, File: c.File(checkpointFile)}).Recover(ctx); err != nil {
 		log.Error("an unfinished network change was not taken back as a whole", "error", err) // the agent has more to do than this
 	}
@@ -55,7 +55,7 @@ func guardOf(datapath ovs.Datapath) (link.Guard, error) {
 // addNodePolicies carries out NodeNetworkConfigurationPolicies and reports the node's network.
 func addNodePolicies(_ context.Context, h *Host) error {
 	log := h.Log.With("part", "node network policies")
-	node := &nmstate.Node{Name: h.Node, Switch: h.OVS, Guard: h.Guard, Log: log}
+	node := &nmstate.Node{Name: h.Node, Switch: h.OVS, Guard: h.Guard, Management: nodenet.ManagementDevice, Log: log}
 	reporter := nmstate.NewReporter(node, h.Manager.GetClient(), h.Manager.GetAPIReader(), log)
 	if err := h.Manager.Add(reporter); err != nil {
 		return err
@@ -78,11 +78,7 @@ func (h *Host) mayChangeNetwork() error {
 	if h.Settings.ManageHostNetwork {
 		return nil
 	}
-	root, err := nmstate.InRootNamespace()
-	if err != nil {
-		return fmt.Errorf("tell whether this is the host's own network namespace: %w", err)
-	}
-	if root {
+	if nmstate.InRootNamespace() {
 		return nmstate.ErrRootNamespace
 	}
 	return nil

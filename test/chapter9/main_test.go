@@ -29,7 +29,7 @@ func run(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	var err error
-	cluster, err = local.Up(ctx, "chapter9", 2, "--mtu", fabricMTU)
+	cluster, err = local.Up(ctx, "chapter9", 2, "--mtu", fabricMTU, "--extra-nic", "1")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start the cluster:", err)
 		return 1
