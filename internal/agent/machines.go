@@ -42,7 +42,12 @@ func addMachines(_ context.Context, h *Host) error {
 		Client:      h.Manager.GetClient(),
 		Live:        h.Manager.GetAPIReader(),
 		Pods:        h.Pods,
-		Wirers:      map[string]vmdriver.Wirer{"masquerade": masquerade},
+		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Guard},
+		Wirers: map[string]vmdriver.Wirer{
+			vmdriver.BindingMasquerade: masquerade,
+			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
+			vmdriver.BindingL2Bridge:   &vmdriver.Bridge{Log: log},
+		},
 		OpenVhost:   vmdriver.OpenVhostNet,
 		EFI:         &firmware,
 		Events:      recorder{h.Manager.GetEventRecorder("patchbay-agent")},

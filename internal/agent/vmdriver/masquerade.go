@@ -72,11 +72,12 @@ func planMasquerade(nic NIC) (masquerade.Plan, error) {
 	if nic.Network.Pod == nil {
 		return masquerade.Plan{}, fmt.Errorf("interface %q: masquerade joins the pod network only; use bridge on other networks", nic.Interface.Name)
 	}
-	if len(nic.Pod.Interfaces) == 0 {
-		return masquerade.Plan{}, fmt.Errorf("pod %s/%s has no network interface to masquerade behind", nic.Pod.Namespace, nic.Pod.Name)
+	uplink, err := nic.uplink()
+	if err != nil {
+		return masquerade.Plan{}, err
 	}
 	return masquerade.NewPlan(masquerade.Request{
-		Uplink:    nic.Pod.Interfaces[0],
+		Uplink:    uplink,
 		Interface: nic.Interface,
 		Network:   nic.Network.Pod,
 		Mesh:      strings.EqualFold(nic.VMI.Annotations[istioInject], "true"),
@@ -90,15 +91,19 @@ func (w *Masquerade) serve(nic NIC, plan masquerade.Plan) (*Wired, error) {
 	if err != nil {
 		return nil, err
 	}
+	uplink, err := nic.uplink()
+	if err != nil {
+		return nil, err
+	}
 	server, err := guestnet.Listen(nic.Pod.Netns, config)
 	if err != nil {
 		return nil, err
 	}
 	return &Wired{
 		MAC: nic.MAC, MTU: plan.MTU, Offloads: true,
-		IPs:          masquerade.PodIPs(nic.Pod.Interfaces[0]),
+		IPs:          masquerade.PodIPs(uplink),
 		PodInterface: plan.Uplink,
-		Serve:        func(ctx context.Context) { w.keepServing(ctx, server, nic.Pod.Netns, config) },
+		Serve:        func(ctx context.Context) { keepServing(ctx, w.log, server, nic.Pod.Netns, config) },
 		Dial: func(ctx context.Context, network string, port uint16) (net.Conn, error) {
 			return dialInside(ctx, nic.Pod.Netns, network, plan, port)
 		},
@@ -121,32 +126,6 @@ func addressesOf(nic NIC, plan masquerade.Plan) (guestnet.Config, error) {
 		c.V6 = &guestnet.V6{Guest: p.Guest, Prefix: p.Gateway, MAC: masquerade.GatewayMAC}
 	}
 	return c, nil
-}
-
-// serveAgain is how long after a failure the servers are opened again.
-const serveAgain = time.Second
-
-func (w *Masquerade) keepServing(ctx context.Context, server *guestnet.Server, path string, config guestnet.Config) {
-	for {
-		err := server.Serve(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		w.log.Warn("the guest is not told its addresses; trying again", "netns", path, "error", err)
-		for server = nil; server == nil; {
-			timer := time.NewTimer(serveAgain)
-			select {
-			case <-ctx.Done():
-				timer.Stop()
-				return
-			case <-timer.C:
-			}
-			if !netns.Exists(path) {
-				return // the pod is gone; its guest will be found to be, too
-			}
-			server, _ = guestnet.Listen(path, config)
-		}
-	}
 }
 
 // dialInside connects to the guest from its pod, by its inner address: that is not bound to the list of ports, whose purpose is
