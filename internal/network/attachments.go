@@ -255,7 +255,7 @@ func (n *Network) restoreAttachments(ctx context.Context, pod *corev1.Pod) {
 		if facts.VMI == nil {
 			w.NIC = nicOf(pod, had)
 		}
-		if _, err := n.tenants.take(pod, w, had); err != nil {
+		if err := n.tenants.restore(pod, w, had); err != nil {
 			n.Log.Warn("pod's addresses cannot be restored", "pod", client.ObjectKeyFromObject(pod), "network", w.Network, "error", err)
 		}
 	}

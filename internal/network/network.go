@@ -63,7 +63,8 @@ type Network struct {
 	wakePods wakeups
 	wakeSvcs wakeups
 
-	placing sync.Mutex
+	placing sync.Mutex // of machines' ports
+	showing sync.Mutex // of networks
 
 	wakeDefinitions wakeups
 	// networkWatchers are told, by name, of every network beside the default one that is new, has changed or is gone.

@@ -24,6 +24,7 @@ func (n *Network) recover(ctx context.Context) error {
 			return err
 		}
 	}
+	n.tenants.restored(n.tenants.names()...)
 	return n.recoverServices(ctx)
 }
 
