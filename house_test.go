@@ -18,9 +18,9 @@ const module = "patchbay/"
 var layers = [][]string{
 	{"cmd"},
 	{"internal/controller", "internal/quickstart"},
-	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/nmstate", "internal/subresource", "internal/tenancy", "internal/vm"},
+	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/tenancy", "internal/vm"},
 	{"internal/guestshell", "internal/volume"},
-	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool"},
+	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool", "internal/nmstate"},
 	{"internal/tenancy/attachment"},
 	{"internal/netconf", "internal/ovn", "internal/qemu"},
 	{"internal/launcher"},

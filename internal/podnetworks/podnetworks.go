@@ -5,6 +5,7 @@ package podnetworks
 
 import (
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -161,6 +162,13 @@ func MAC(ip netip.Addr) net.HardwareAddr {
 	}
 	sum := sha256.Sum256([]byte(ip.String()))
 	return net.HardwareAddr{0x0a, 0x58, sum[0], sum[1], sum[2], sum[3]}
+}
+
+// InterfaceName is the name in the pod of the interface of a machine's secondary network: a hash of the network's name in the machine's
+// specification, short enough for the kernel with the suffix "-nic".
+func InterfaceName(network string) string {
+	sum := sha256.Sum256([]byte(network))
+	return "pod" + hex.EncodeToString(sum[:])[:11]
 }
 
 // Gateway is the router's address in a node's slice: the first.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -116,6 +117,14 @@ func up(device string) error {
 		return err
 	}
 	return netlink.LinkSetUp(d)
+}
+
+func setMAC(device string, mac net.HardwareAddr) error {
+	d, err := netlink.LinkByName(device)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetHardwareAddr(d, mac)
 }
 
 func (l *theLab) path(name string) string { return filepath.Join(l.dir, name) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os/exec"
 	"sync"
@@ -24,24 +25,41 @@ import (
 // kube plays the Kubernetes API.
 type kube struct {
 	mu          sync.Mutex
-	networks    map[string]podnetworks.Network // by pod name
-	annotations map[string]string              // network-status by pod name
+	networks    map[string]podnetworks.Network // the default one, by pod name
+	more        map[string]map[string]podnetworks.Network
+	asks        map[string]string // annotation k8s.v1.cni.cncf.io/networks by pod name
+	annotations map[string]string // network-status by pod name
 	deleted     map[string]chan struct{}
 	annotateErr error
 }
 
 func newKube() *kube {
-	return &kube{networks: map[string]podnetworks.Network{}, annotations: map[string]string{}, deleted: map[string]chan struct{}{}}
+	return &kube{networks: map[string]podnetworks.Network{}, more: map[string]map[string]podnetworks.Network{}, asks: map[string]string{}, annotations: map[string]string{}, deleted: map[string]chan struct{}{}}
 }
 
-func (k *kube) Networks(ctx context.Context, p cni.PodRef) (cni.PodRef, map[string]podnetworks.Network, error) {
+func (k *kube) Networks(ctx context.Context, p cni.PodRef, keys ...string) (cni.Wanted, error) {
+	w, known, err := k.Now(ctx, p)
+	for _, key := range keys {
+		if _, ok := w.Given[key]; !ok {
+			known = false
+		}
+	}
+	if err == nil && !known {
+		err = fmt.Errorf("pod %s has no addresses", p)
+	}
+	return w, err
+}
+
+func (k *kube) Now(_ context.Context, p cni.PodRef) (cni.Wanted, bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	w := cni.Wanted{Pod: p, Given: map[string]podnetworks.Network{}}
 	n, ok := k.networks[p.Name]
-	if !ok {
-		return p, nil, fmt.Errorf("pod %s has no addresses", p)
-	}
-	return p, map[string]podnetworks.Network{podnetworks.Default: n}, nil
+	w.Given[podnetworks.Default] = n
+	maps.Copy(w.Given, k.more[p.Name])
+	var err error
+	w.Selections, err = cni.ParseSelections(map[string]string{"k8s.v1.cni.cncf.io/networks": k.asks[p.Name]}, p.Namespace)
+	return w, ok, err
 }
 
 func (k *kube) While(ctx context.Context, p cni.PodRef) (context.Context, context.CancelFunc) {

@@ -9,21 +9,26 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"time"
 
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sync/errgroup"
 
 	"patchbay/internal/agent/cni/shim"
+	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
-	"patchbay/internal/podnetworks"
 )
 
 // Pods is what the plugin asks of the Kubernetes API.
 type Pods interface {
-	// Networks waits until the network controller gave the pod its addresses, and returns them with the pod's UID.
-	Networks(ctx context.Context, pod PodRef) (PodRef, map[string]podnetworks.Network, error)
+	// Networks waits until the network controller gave the pod its addresses on the default network and on those with the keys.
+	Networks(ctx context.Context, pod PodRef, keys ...string) (Wanted, error)
+	// Now returns what is known of the pod without waiting; known is false when there is no such pod.
+	Now(ctx context.Context, pod PodRef) (w Wanted, known bool, err error)
 	// While returns a context that ends when the pod is deleted.
 	While(ctx context.Context, pod PodRef) (context.Context, context.CancelFunc)
 	// Annotate sets an annotation of the pod.
@@ -39,14 +44,37 @@ type Ports interface {
 	Owned(prefix string) map[string]string
 }
 
+// Definitions reads NetworkAttachmentDefinitions.
+type Definitions interface {
+	// Definition returns the spec.config of a definition.
+	Definition(ctx context.Context, namespace, name string) (string, error)
+}
+
+// Delegates runs the CNI plugins of networks that are not ours; *delegate.Runner is one.
+type Delegates interface {
+	Add(context.Context, delegate.Attachment) (*current.Result, error)
+	Check(ctx context.Context, container, iface string) error
+	// Del detaches the named interfaces of a sandbox, or all of them if none is named.
+	Del(ctx context.Context, container string, interfaces ...string) error
+	Containers() ([]string, error)
+}
+
 // Config is what a plugin needs.
 type Config struct {
 	Pods    Pods
 	Ports   Ports
 	Guard   link.Guard
 	Records *podnet.Store
-	MTU     int // of pods whose annotation names none
-	Log     *slog.Logger
+	// Definitions and Delegates serve networks that are not ours; nil: pods cannot ask for any.
+	Definitions Definitions
+	Delegates   Delegates
+	// Warn tells people about a pod.
+	Warn func(ctx context.Context, pod PodRef, reason, message string)
+	MTU  int // of pods whose annotation names none
+	// Inside are the ranges of pods and services, which a pod reaches through the default network even if its default route leads
+	// elsewhere.
+	Inside []netip.Prefix
+	Log    *slog.Logger
 }
 
 // Plugin carries out CNI commands. Commands for one pod are carried out one after the other, those for different pods in parallel.
@@ -91,31 +119,56 @@ func (p *Plugin) add(ctx context.Context, c call) (json.RawMessage, error) {
 		return nil, failed("connect", s, "wait for the request before", err)
 	}
 	defer unlock()
-	pod, networks, err := p.Pods.Networks(ctx, s.pod)
+	w, err := p.plan(ctx, s)
 	if err != nil {
-		return nil, failed("connect", s, "wait for its addresses", err)
+		return nil, err
 	}
-	s.pod = pod
-	w, err := plan(s, networks, p.MTU)
-	if err != nil {
-		return nil, failed("connect", s, "read its addresses", err)
+	if old, ok := p.standing(ctx, w); ok {
+		return render(old, c.conf.CNIVersion)
 	}
-	if !p.standing(w) {
-		if err := p.wire(ctx, w); err != nil {
-			return nil, failed("connect", s, "", err)
-		}
+	if err := p.wire(ctx, &w); err != nil {
+		return nil, failed("connect", s, "", err)
 	}
 	return render(w.record, c.conf.CNIVersion)
 }
 
-// standing says whether this very sandbox is connected already: the answer to an earlier ADD was lost.
-func (p *Plugin) standing(w wiring) bool {
-	old, ok := p.Records.Get(w.record.UID)
-	return ok && old.ContainerID == w.record.ContainerID && p.verify(w.record) == nil
+// plan waits for what the pod is to get.
+func (p *Plugin) plan(ctx context.Context, s sandbox) (wiring, error) {
+	wanted, err := p.Pods.Networks(ctx, s.pod)
+	if err != nil {
+		return wiring{}, failed("connect", s, "wait for its addresses", err)
+	}
+	s.pod = wanted.Pod
+	configs, ours, err := p.definitions(ctx, wanted)
+	if err == nil && len(ours) > 0 {
+		wanted, err = p.Pods.Networks(ctx, s.pod, ours...)
+	}
+	if err != nil {
+		return wiring{}, failed("connect", s, "wait for its networks", err)
+	}
+	w, err := plan(planFor{s, wanted, configs, p.MTU, p.Inside})
+	if err != nil {
+		return w, failed("connect", s, "read its addresses", err)
+	}
+	return w, nil
 }
 
-// wire makes it so. When a step fails, all of them are undone.
-func (p *Plugin) wire(ctx context.Context, w wiring) error {
+// standing says whether this very sandbox is connected already: the answer to an earlier ADD was lost.
+func (p *Plugin) standing(ctx context.Context, w wiring) (podnet.Pod, bool) {
+	old, ok := p.Records.Get(w.record.UID)
+	if !ok || old.ContainerID != w.record.ContainerID || len(old.Interfaces) != len(w.record.Interfaces) {
+		return old, false
+	}
+	for n, i := range w.record.Interfaces {
+		if have := old.Interfaces[n]; have.Name != i.Name || have.Port != i.Port || !slices.Equal(have.IPs, i.IPs) && !i.Delegated() {
+			return old, false
+		}
+	}
+	return old, p.verify(ctx, old) == nil
+}
+
+// wire makes it so, and completes the record by what other plugins say. When a step fails, all of them are undone.
+func (p *Plugin) wire(ctx context.Context, w *wiring) error {
 	alive, cancel := p.Pods.While(ctx, PodRef{w.record.Namespace, w.record.Name, w.record.UID})
 	defer cancel()
 	before, replaces := p.Records.Get(w.record.UID)
@@ -127,34 +180,79 @@ func (p *Plugin) wire(ctx context.Context, w wiring) error {
 	if err != nil {
 		return errors.Join(err, p.disconnect(context.WithoutCancel(ctx), w.record))
 	}
-	p.Log.Info("pod connected", "pod", w.record.Namespace+"/"+w.record.Name, "ips", joinIPs(w.record.Interfaces[0].IPs),
-		"device", w.record.Interfaces[0].HostName)
+	for _, i := range w.record.Interfaces {
+		p.Log.Info("pod connected", "pod", w.record.Namespace+"/"+w.record.Name, "interface", i.Name, "network", i.Attachment, "ips", joinIPs(i.IPs),
+			"device", i.HostName)
+	}
 	return nil
 }
 
-func (p *Plugin) connect(ctx context.Context, w wiring) error {
-	for _, i := range w.record.Interfaces {
-		if err := link.Connect(ctx, p.Guard, vethOf(w.record, i)); err != nil {
-			return fmt.Errorf("make %s: %w", i.Name, err)
+func (p *Plugin) connect(ctx context.Context, w *wiring) error {
+	// OVN's work takes longest; everything else is done meanwhile.
+	steps, ctx := errgroup.WithContext(ctx)
+	begin := func() error {
+		for _, i := range w.record.Interfaces {
+			if !isVeth(i) {
+				continue
+			}
+			if err := p.plugIn(ctx, w.record, i); err != nil {
+				return err
+			}
+			steps.Go(func() error { return p.Ports.AwaitInstalled(ctx, i.HostName) })
 		}
-		if err := p.Ports.Plug(ctx, portOf(w.record, i)); err != nil {
-			return fmt.Errorf("plug %s: %w", i.Name, err)
+		for n := range w.record.Interfaces {
+			if err := p.delegate(ctx, *w, &w.record.Interfaces[n]); err != nil {
+				return err
+			}
 		}
+		steps.Go(func() error { return p.Records.Put(w.record) })
+		steps.Go(func() error { return p.announce(ctx, w.record) })
+		return nil
 	}
-	status, err := renderStatus(w)
+	steps.Go(begin)
+	return steps.Wait()
+}
+
+// plugIn makes a pair of devices and plugs it.
+func (p *Plugin) plugIn(ctx context.Context, pod podnet.Pod, i podnet.Interface) error {
+	if err := link.Connect(ctx, p.Guard, vethOf(pod, i)); err != nil {
+		return fmt.Errorf("make %s: %w", i.Name, err)
+	}
+	if err := p.Ports.Plug(ctx, portOf(pod, i)); err != nil {
+		return fmt.Errorf("plug %s: %w", i.Name, err)
+	}
+	return nil
+}
+
+// delegate has another plugin make the interface, if it is one of those.
+func (p *Plugin) delegate(ctx context.Context, w wiring, i *podnet.Interface) error {
+	attachment, ok := w.delegates[i.Name]
+	if !ok {
+		return nil
+	}
+	result, err := p.Delegates.Add(ctx, attachment)
 	if err != nil {
 		return err
 	}
-	// OVN's work takes longest; the record and the annotation are written meanwhile.
-	steps, ctx := errgroup.WithContext(ctx)
-	for _, i := range w.record.Interfaces {
-		steps.Go(func() error { return p.Ports.AwaitInstalled(ctx, i.HostName) })
+	describe(i, result)
+	if i.MAC, i.MTU, err = link.Look(w.record.Netns, i.Name); err != nil {
+		return fmt.Errorf("network %s: the plugin made no interface %s: %w", i.Attachment, i.Name, err)
 	}
-	steps.Go(func() error { return p.Records.Put(w.record) })
-	steps.Go(func() error {
-		return p.Pods.Annotate(ctx, PodRef{w.record.Namespace, w.record.Name, w.record.UID}, NetworkStatusAnnotation, status)
-	})
-	return steps.Wait()
+	if routes := routesOf(*i); len(routes) > 0 {
+		if err := link.AddRoutes(w.record.Netns, i.Name, routes); err != nil {
+			return fmt.Errorf("network %s: %w", i.Attachment, err)
+		}
+	}
+	return nil
+}
+
+// announce tells people and other programs which interfaces the pod has.
+func (p *Plugin) announce(ctx context.Context, pod podnet.Pod) error {
+	status, err := renderStatus(pod)
+	if err != nil {
+		return err
+	}
+	return p.Pods.Annotate(ctx, PodRef{pod.Namespace, pod.Name, pod.UID}, NetworkStatusAnnotation, status)
 }
 
 func (p *Plugin) check(ctx context.Context, c call) error {
@@ -171,20 +269,30 @@ func (p *Plugin) check(ctx context.Context, c call) error {
 	if err := samePrevResult(c.conf, pod); err != nil {
 		return failed("check", s, "compare with prevResult", err)
 	}
-	if err := p.verify(pod); err != nil {
+	if err := p.verify(ctx, pod); err != nil {
 		return failed("check", s, "", err)
 	}
 	return nil
 }
 
 // verify says what of a recorded pod is no longer in place.
-func (p *Plugin) verify(pod podnet.Pod) error {
+func (p *Plugin) verify(ctx context.Context, pod podnet.Pod) error {
 	for _, i := range pod.Interfaces {
-		if err := link.Verify(vethOf(pod, i)); err != nil {
-			return err
-		}
-		if !p.Ports.Installed(i.HostName, i.Port) {
-			return fmt.Errorf("device %s is not an installed port of %s for logical port %s", i.HostName, ovs.IntegrationBridge, i.Port)
+		switch {
+		case i.Delegated():
+			if p.Delegates == nil {
+				return fmt.Errorf("interface %s was made by a CNI plugin that this agent does not run", i.Name)
+			}
+			if err := p.Delegates.Check(ctx, pod.ContainerID, i.Name); err != nil {
+				return err
+			}
+		case isVeth(i):
+			if err := link.Verify(vethOf(pod, i)); err != nil {
+				return err
+			}
+			if !p.Ports.Installed(i.HostName, i.Port) {
+				return fmt.Errorf("device %s is not an installed port of %s for logical port %s", i.HostName, ovs.IntegrationBridge, i.Port)
+			}
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,29 +80,24 @@ func (k *KubePods) changed(key types.NamespacedName) <-chan struct{} {
 	return waiter
 }
 
-// Networks waits for the annotation that the network controller writes.
-func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string]podnetworks.Network, error) {
+// Networks waits for the annotation that the network controller writes, until it has an entry for each of the keys.
+func (k *KubePods) Networks(ctx context.Context, ref PodRef, keys ...string) (Wanted, error) {
 	key := types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}
 	lag := time.NewTimer(cacheLag)
 	defer lag.Stop()
 	mayAsk := false
 	for {
 		changed := k.changed(key)
-		var pod corev1.Pod
-		err := k.cache.Get(ctx, key, &pod)
-		if err != nil && !apierrors.IsNotFound(err) {
-			return ref, nil, err
+		w, known, err := k.Now(ctx, ref)
+		if err != nil {
+			return w, err
 		}
-		// A pod of the same name may still be, or be already, its predecessor or successor.
-		known := err == nil && (ref.UID == "" || pod.UID == ref.UID)
-		if known && pod.Annotations[podnetworks.PodAnnotation] != "" {
-			ref.UID = pod.UID
-			networks, err := podnetworks.ParsePod(pod.Annotations)
-			return ref, networks, err
+		if known && w.complete(keys) {
+			return w, nil
 		}
 		if !known && mayAsk {
 			if err := k.confirm(ctx, ref); err != nil {
-				return ref, nil, err
+				return w, err
 			}
 		}
 		select {
@@ -109,10 +105,45 @@ func (k *KubePods) Networks(ctx context.Context, ref PodRef) (PodRef, map[string
 		case <-lag.C:
 			mayAsk = true
 		case <-ctx.Done():
-			return ref, nil, fmt.Errorf("annotation %s is missing; is patchbay controller running? Its events on the pod say why it gave no addresses: %w",
-				podnetworks.PodAnnotation, context.Cause(ctx))
+			return w, fmt.Errorf("%s; is patchbay controller running? Its events on the pod say why it gave no addresses: %w", w.missing(keys), context.Cause(ctx))
 		}
 	}
+}
+
+// Now is what the cache says of the pod. A pod of the same name may still be, or be already, its predecessor or successor: then it is
+// not known.
+func (k *KubePods) Now(ctx context.Context, ref PodRef) (w Wanted, known bool, err error) {
+	w.Pod = ref
+	var pod corev1.Pod
+	err = k.cache.Get(ctx, types.NamespacedName{Namespace: ref.Namespace, Name: ref.Name}, &pod)
+	if apierrors.IsNotFound(err) || err == nil && ref.UID != "" && pod.UID != ref.UID {
+		return w, false, nil
+	}
+	if err != nil {
+		return w, false, err
+	}
+	w.Pod.UID = pod.UID
+	if w.Given, err = podnetworks.ParsePod(pod.Annotations); err != nil {
+		return w, true, err
+	}
+	w.Selections, err = ParseSelections(pod.Annotations, pod.Namespace)
+	return w, true, err
+}
+
+func (w Wanted) complete(keys []string) bool {
+	for _, key := range append([]string{podnetworks.Default}, keys...) {
+		if _, ok := w.Given[key]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func (w Wanted) missing(keys []string) string {
+	if len(w.Given) == 0 {
+		return fmt.Sprintf("annotation %s is missing", podnetworks.PodAnnotation)
+	}
+	return fmt.Sprintf("annotation %s has no entry for %s", podnetworks.PodAnnotation, strings.Join(append([]string{podnetworks.Default}, keys...), " or "))
 }
 
 // confirm asks the API server whether the pod exists.

@@ -70,13 +70,13 @@ var ref = PodRef{"red", "web", "u1"}
 func TestNetworksWaitsForTheAnnotation(t *testing.T) {
 	lab := newAPILab(t, pod("u1", nil))
 	type answer struct {
-		networks map[string]podnetworks.Network
-		err      error
+		Wanted
+		err error
 	}
 	got := make(chan answer)
 	go func() {
-		_, networks, err := lab.Networks(context.Background(), ref)
-		got <- answer{networks, err}
+		w, err := lab.Networks(context.Background(), ref)
+		got <- answer{w, err}
 	}()
 	annotated := pod("u1", map[string]string{podnetworks.PodAnnotation: networksJSON})
 	if err := lab.api.Update(context.Background(), annotated); err != nil {
@@ -84,15 +84,15 @@ func TestNetworksWaitsForTheAnnotation(t *testing.T) {
 	}
 	lab.events.Update(annotated, annotated)
 	a := <-got
-	if a.err != nil || a.networks["default"].IPs[0].String() != "10.128.0.5/23" {
+	if a.err != nil || a.Given["default"].IPs[0].String() != "10.128.0.5/23" {
 		t.Errorf("got %+v", a)
 	}
 }
 
 func TestNetworksFillsInTheUID(t *testing.T) {
 	lab := newAPILab(t, pod("u1", map[string]string{podnetworks.PodAnnotation: networksJSON}))
-	got, _, err := lab.Networks(context.Background(), PodRef{"red", "web", ""})
-	if err != nil || got.UID != "u1" {
+	got, err := lab.Networks(context.Background(), PodRef{"red", "web", ""})
+	if err != nil || got.Pod.UID != "u1" {
 		t.Errorf("got %+v, %v", got, err)
 	}
 }
@@ -100,20 +100,30 @@ func TestNetworksFillsInTheUID(t *testing.T) {
 func TestNetworksGivesUp(t *testing.T) {
 	short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	_, _, err := newAPILab(t, pod("u1", nil)).Networks(short, ref)
+	_, err := newAPILab(t, pod("u1", nil)).Networks(short, ref)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "is patchbay controller running?") {
 		t.Errorf("without an annotation: %v", err)
 	}
 	for name, lab := range map[string]*apiLab{"no pod": newAPILab(t), "successor": newAPILab(t, pod("u2", map[string]string{podnetworks.PodAnnotation: networksJSON}))} {
-		_, _, err := lab.Networks(context.Background(), ref)
+		_, err := lab.Networks(context.Background(), ref)
 		var coded *shim.Error
 		if !errors.As(err, &coded) || coded.Code != shim.CodeUnknownContainer {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, _, err = newAPILab(t, pod("u1", map[string]string{podnetworks.PodAnnotation: "{"})).Networks(context.Background(), ref)
+	_, err = newAPILab(t, pod("u1", map[string]string{podnetworks.PodAnnotation: "{"})).Networks(context.Background(), ref)
 	if err == nil || !strings.Contains(err.Error(), podnetworks.PodAnnotation) {
 		t.Errorf("broken annotation: %v", err)
+	}
+}
+
+func TestNetworksWaitsForEachKey(t *testing.T) {
+	short, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	lab := newAPILab(t, pod("u1", map[string]string{podnetworks.PodAnnotation: networksJSON}))
+	_, err := lab.Networks(short, ref, "red/blue")
+	if err == nil || !strings.Contains(err.Error(), "no entry for default or red/blue") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -42,6 +42,9 @@ func (p *Plugin) disconnect(ctx context.Context, pod podnet.Pod) error {
 	if err := p.removeDevices(ctx, pod); err != nil {
 		return err
 	}
+	if err := p.unplugTaps(ctx, pod); err != nil {
+		return err
+	}
 	if err := p.Records.Delete(pod.UID, pod.ContainerID); err != nil {
 		return err
 	}
@@ -49,13 +52,31 @@ func (p *Plugin) disconnect(ctx context.Context, pod podnet.Pod) error {
 	return nil
 }
 
+// removeDevices undoes in reverse order: what others attached, then our own.
 func (p *Plugin) removeDevices(ctx context.Context, pod podnet.Pod) error {
+	var failed error
+	if p.Delegates != nil && pod.ContainerID != "" {
+		failed = p.Delegates.Del(ctx, pod.ContainerID)
+	}
 	names := slices.Collect(maps.Keys(p.Ports.Owned(ownerOf(pod.ContainerID))))
 	for _, i := range pod.Interfaces {
-		names = append(names, i.HostName)
+		if isVeth(i) {
+			names = append(names, i.HostName)
+		}
 	}
 	slices.Sort(names)
-	return p.removeNamed(ctx, slices.Compact(names))
+	return errors.Join(failed, p.removeNamed(ctx, slices.Compact(names)))
+}
+
+// unplugTaps unplugs what the guest of the pod has left: its taps are gone with it, but not their ports.
+func (p *Plugin) unplugTaps(ctx context.Context, pod podnet.Pod) error {
+	if pod.UID == "" {
+		return nil
+	}
+	if current, ok := p.Records.Get(pod.UID); ok && current.ContainerID != pod.ContainerID {
+		return nil // the pod has a new sandbox
+	}
+	return p.Ports.Unplug(ctx, slices.Collect(maps.Keys(p.Ports.Owned(podnet.TapOwner(pod.UID))))...)
 }
 
 // removeNamed unplugs first: a plugged device without a netdev makes ovs-vswitchd complain at every change.
@@ -121,7 +142,7 @@ func (p *Plugin) collect(ctx context.Context, wanted func(podnet.Pod) bool, keep
 		return fmt.Errorf("collect what is left over: %w", err)
 	}
 	defer unlock()
-	devices := map[string]bool{}
+	devices, pods := map[string]bool{}, map[string]bool{}
 	var errs []error
 	for _, pod := range p.Records.List() {
 		if !wanted(pod) {
@@ -129,11 +150,40 @@ func (p *Plugin) collect(ctx context.Context, wanted func(podnet.Pod) bool, keep
 			errs = append(errs, p.disconnect(ctx, pod))
 			continue
 		}
+		pods[string(pod.UID)], pods[pod.ContainerID] = true, true
 		for _, i := range pod.Interfaces {
 			devices[i.HostName] = true
 		}
 	}
-	return errors.Join(append(errs, p.removeStray(ctx, devices, keep))...)
+	errs = append(errs, p.removeStray(ctx, devices, keep), p.unplugStrayTaps(ctx, pods), p.detachStray(ctx, pods, keep))
+	return errors.Join(errs...)
+}
+
+// unplugStrayTaps unplugs what guests of pods that are no more have left.
+func (p *Plugin) unplugStrayTaps(ctx context.Context, pods map[string]bool) error {
+	var stray []string
+	for name, owner := range p.Ports.Owned(podnet.TapOwners) {
+		uid, _, _ := strings.Cut(strings.TrimPrefix(owner, podnet.TapOwners), "/")
+		if !pods[uid] {
+			stray = append(stray, name)
+		}
+	}
+	return p.Ports.Unplug(ctx, stray...)
+}
+
+// detachStray undoes what other plugins have attached to sandboxes that are no more.
+func (p *Plugin) detachStray(ctx context.Context, pods, keep map[string]bool) error {
+	if p.Delegates == nil {
+		return nil
+	}
+	containers, err := p.Delegates.Containers()
+	errs := []error{err}
+	for _, container := range containers {
+		if !pods[container] && !keep[container] {
+			errs = append(errs, p.Delegates.Del(ctx, container))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (p *Plugin) removeStray(ctx context.Context, devices, keep map[string]bool) error {

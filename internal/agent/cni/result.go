@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	cnitypes "github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -36,9 +37,13 @@ func render(pod podnet.Pod, cniVersion string) (json.RawMessage, error) {
 		if withMTU {
 			mtu = i.MTU
 		}
-		result.Interfaces = append(result.Interfaces,
-			&current.Interface{Name: i.HostName, Mtu: mtu},
-			&current.Interface{Name: i.Name, Mac: i.MAC.String(), Mtu: mtu, Sandbox: pod.Netns})
+		if i.Tap {
+			continue // it is the guest's, not the pod's
+		}
+		if isVeth(i) {
+			result.Interfaces = append(result.Interfaces, &current.Interface{Name: i.HostName, Mtu: mtu})
+		}
+		result.Interfaces = append(result.Interfaces, &current.Interface{Name: i.Name, Mac: i.MAC.String(), Mtu: mtu, Sandbox: pod.Netns})
 		inPod := len(result.Interfaces) - 1
 		for _, ip := range i.IPs {
 			result.IPs = append(result.IPs, &current.IPConfig{
@@ -70,20 +75,21 @@ func ipNet(p netip.Prefix) net.IPNet {
 
 // networkStatus is one entry of NetworkStatusAnnotation.
 type networkStatus struct {
-	Name      string   `json:"name"`
-	Interface string   `json:"interface"`
-	IPs       []string `json:"ips,omitempty"`
-	MAC       string   `json:"mac"`
-	MTU       int      `json:"mtu,omitempty"`
-	Default   bool     `json:"default,omitempty"`
-	DNS       struct{} `json:"dns"`
-	Gateway   []string `json:"gateway,omitempty"`
+	Name      string     `json:"name"`
+	Interface string     `json:"interface"`
+	IPs       []string   `json:"ips,omitempty"`
+	MAC       string     `json:"mac,omitempty"`
+	MTU       int        `json:"mtu,omitempty"`
+	Default   bool       `json:"default,omitempty"`
+	DNS       podnet.DNS `json:"dns"`
+	Gateway   []string   `json:"gateway,omitempty"`
 }
 
-func renderStatus(w wiring) (string, error) {
+// renderStatus writes the annotation. A machine's tap is listed as an interface of the pod, which is how others learn its addresses.
+func renderStatus(pod podnet.Pod) (string, error) {
 	var list []networkStatus
-	for n, i := range w.record.Interfaces {
-		entry := networkStatus{Name: NetworkName, Interface: i.Name, MAC: i.MAC.String(), MTU: i.MTU, Default: w.roles[n] != podnetworks.InfrastructureLocal}
+	for _, i := range pod.Interfaces {
+		entry := networkStatus{Name: statusName(i), Interface: i.Name, MAC: i.MAC.String(), MTU: i.MTU, Default: i.Default, DNS: i.DNS}
 		for _, ip := range i.IPs {
 			entry.IPs = append(entry.IPs, ip.Addr().String())
 		}
@@ -94,4 +100,34 @@ func renderStatus(w wiring) (string, error) {
 	}
 	data, err := json.Marshal(list)
 	return string(data), err
+}
+
+// statusName is what a network is called there: the cluster's own and the tenant's share a name, because one CNI request made both.
+func statusName(i podnet.Interface) string {
+	if i.Attachment == podnetworks.Default || i.Attachment == "" || i.Name == podnetworks.PrimaryInterface {
+		return NetworkName
+	}
+	parts := strings.SplitN(i.Attachment, "/", 3)
+	return strings.Join(parts[:min(len(parts), 2)], "/")
+}
+
+// describe fills in what another plugin made.
+func describe(i *podnet.Interface, result *current.Result) {
+	at := -1
+	for n, made := range result.Interfaces {
+		if made.Sandbox != "" && made.Name == i.Name {
+			at = n
+			i.MAC, _ = net.ParseMAC(made.Mac)
+			i.MTU = made.Mtu
+		}
+	}
+	for _, ip := range result.IPs {
+		address, ok := netip.AddrFromSlice(ip.Address.IP)
+		if !ok || ip.Interface != nil && at >= 0 && *ip.Interface != at {
+			continue
+		}
+		bits, _ := ip.Address.Mask.Size()
+		i.IPs = append(i.IPs, netip.PrefixFrom(address.Unmap(), bits))
+	}
+	i.DNS = podnet.DNS{Nameservers: result.DNS.Nameservers, Domain: result.DNS.Domain, Search: result.DNS.Search}
 }

@@ -14,12 +14,13 @@ import (
 func testWiring(t *testing.T) wiring {
 	t.Helper()
 	s := sandbox{pod: PodRef{"red", "web", "u1"}, containerID: "c1", netns: "/run/netns/c1", ifName: "eth0"}
-	w, err := plan(s, map[string]podnetworks.Network{podnetworks.Default: {
+	given := map[string]podnetworks.Network{podnetworks.Default: {
 		IPs:      []netip.Prefix{netip.MustParsePrefix("10.128.0.5/23"), netip.MustParsePrefix("fd00:10:128::5/64")},
 		MAC:      podnetworks.MAC(netip.MustParseAddr("10.128.0.5")),
 		Gateways: []netip.Addr{netip.MustParseAddr("10.128.0.1"), netip.MustParseAddr("fd00:10:128::1")},
 		Role:     podnetworks.Primary,
-	}}, 1400)
+	}}
+	w, err := plan(planFor{sandbox: s, wanted: Wanted{Pod: s.pod, Given: given}, mtu: 1400})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,21 +40,6 @@ func TestResult(t *testing.T) {
 	}
 }
 
-func TestNetworkStatus(t *testing.T) {
-	w := testWiring(t)
-	cases := map[string]podnetworks.Role{"primary": podnetworks.Primary, "locked": podnetworks.InfrastructureLocal}
-	for name, role := range cases {
-		t.Run(name, func(t *testing.T) {
-			w.roles = []podnetworks.Role{role}
-			status, err := renderStatus(w)
-			if err != nil {
-				t.Fatal(err)
-			}
-			golden.Check(t, "json", indent(t, []byte(status)))
-		})
-	}
-}
-
 // What is plugged must be what OVN expects: iface-id and iface-id-ver of the logical port.
 func TestPort(t *testing.T) {
 	w := testWiring(t)
@@ -62,13 +48,6 @@ func TestPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden.Check(t, "json", indent(t, data))
-}
-
-func TestPlanNeedsTheDefaultNetwork(t *testing.T) {
-	_, err := plan(sandbox{}, map[string]podnetworks.Network{"red/blue": {}}, 1400)
-	if err == nil {
-		t.Error("a pod without an entry for the default network was planned")
-	}
 }
 
 func TestSamePrevResult(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -86,4 +87,20 @@ func notFound(err error) bool {
 // ipNet turns an address with its subnet's length into what netlink takes.
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// maxName is the kernel's limit, in bytes.
+const maxName = 15
+
+// ValidName says what keeps a text from being a device's name.
+func ValidName(name string) error {
+	switch {
+	case name == "" || name == "." || name == "..":
+		return fmt.Errorf("%q is not an interface name", name)
+	case len(name) > maxName:
+		return fmt.Errorf("interface name %q has more than %d characters", name, maxName)
+	case strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r > '~' }):
+		return fmt.Errorf("interface name %q may not contain spaces, slashes or colons", name)
+	}
+	return nil
 }

@@ -24,6 +24,9 @@ type Veth struct {
 	IPs    []netip.Prefix // with the subnet's length, which is on-link
 	Routes []Route
 	Alias  string // shown by "ip link" on the host end
+	// Several says that the pod has further interfaces in the same subnet: what is sent from an address of this one leaves
+	// through it, and it answers ARP for its own addresses only.
+	Several bool
 }
 
 // Route is a destination that Veth's pod reaches through a gateway.
@@ -132,6 +135,9 @@ func configurePodEnd(guard Guard, v Veth) error {
 			return err
 		}
 	}
+	if v.Several {
+		return separate(device, v)
+	}
 	return nil
 }
 
@@ -201,4 +207,33 @@ func verifyRoutes(device netlink.Link, want []Route) error {
 		}
 	}
 	return nil
+}
+
+// AddRoutes adds routes through a device of the namespace at path.
+func AddRoutes(path, name string, routes []Route) error {
+	return netns.Do(path, func() error {
+		device, err := netlink.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("find interface %s in the pod: %w", name, err)
+		}
+		for _, r := range routes {
+			if err := addRoute(device, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Look returns the address and the MTU of a device of the namespace at path.
+func Look(path, name string) (mac net.HardwareAddr, mtu int, err error) {
+	err = netns.Do(path, func() error {
+		device, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		mac, mtu = device.Attrs().HardwareAddr, device.Attrs().MTU
+		return nil
+	})
+	return mac, mtu, err
 }

@@ -48,7 +48,7 @@ func Connect(ctx context.Context, endpoint string, log *slog.Logger) (*Client, e
 	db, err := client.NewOVSDBClient(tables,
 		client.WithEndpoint(endpoint), client.WithReconnect(connectTimeout, forever()), client.WithLogger(&logger))
 	if err != nil {
-		return nil, fmt.Errorf("Open vSwitch database %s: %w", endpoint, err)
+		return nil, fmt.Errorf("open the Open vSwitch database %s: %w", endpoint, err)
 	}
 	c := &Client{db: db, changed: make(chan struct{})}
 	if err := firstConnect(ctx, db, log); err != nil {

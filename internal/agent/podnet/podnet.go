@@ -17,7 +17,7 @@ type Pod struct {
 	Name        string      `json:"name"`
 	ContainerID string      `json:"containerID"` // sandbox
 	Netns       string      `json:"netns"`       // path that setns accepts
-	Interfaces  []Interface `json:"interfaces"`  // the first one is the primary
+	Interfaces  []Interface `json:"interfaces"`  // in the order of their attachment; eth0 first
 }
 
 // Interface is one NIC inside the pod's namespace.
@@ -37,6 +37,52 @@ type Interface struct {
 	Tap bool `json:"tap,omitempty"`
 	// Routes are those beside the default routes through Gateways.
 	Routes []Route `json:"routes,omitempty"`
+	// Network is the overlay network's own name, which several attachments may share; empty on the default network and on
+	// those of other plugins.
+	Network string `json:"network,omitempty"`
+	// DNS is what another plugin said of its network.
+	DNS DNS `json:"dns,omitzero"`
+}
+
+// Delegated says whether another CNI plugin made the interface.
+func (i Interface) Delegated() bool { return i.Port == "" }
+
+// DNS is what a network says of name resolution.
+type DNS struct {
+	Nameservers []string `json:"nameservers,omitempty"`
+	Domain      string   `json:"domain,omitempty"`
+	Search      []string `json:"search,omitempty"`
+}
+
+// TapOwner begins the owner (see package ovs) of every tap that is plugged for a machine in the pod: whoever disconnects the pod finds
+// them by it.
+func TapOwner(pod types.UID) string { return TapOwners + string(pod) + "/" }
+
+// TapOwners begins the owners of all machines' taps.
+const TapOwners = "tap/"
+
+// Primary is the interface through which the pod's default route leads: that of the tenant's network, if the pod has one. Records
+// of agents that knew one network only do not say which it is: the first.
+func (p Pod) Primary() (Interface, bool) {
+	for _, i := range p.Interfaces {
+		if i.Default {
+			return i, true
+		}
+	}
+	if len(p.Interfaces) == 0 {
+		return Interface{}, false
+	}
+	return p.Interfaces[0], true
+}
+
+// Interface is the pod's interface with a name.
+func (p Pod) Interface(name string) (Interface, bool) {
+	for _, i := range p.Interfaces {
+		if i.Name == name {
+			return i, true
+		}
+	}
+	return Interface{}, false
 }
 
 // Route is a destination that is reached through a gateway.

@@ -45,12 +45,14 @@ type Config struct {
 	Node string
 	// KubeletRoot is the kubelet's root directory, below which the run directories of pods are found.
 	KubeletRoot string
-	// Client reads instances and pods of the node (from a cache) and writes instances. Live reads claims and secrets, which
-	// are needed once in a machine's life, from the API server.
+	// Client reads instances and pods of the node (from a cache) and writes instances. Live reads claims, which are needed once
+	// in a machine's life, from the API server.
 	Client client.Client
 	Live   client.Reader
 	Pods   PodNetworks
-	// Wirers join NICs to networks, by the name of the binding.
+	// Taps joins NICs to overlay networks whose port waits for a tap; nil: they are wired by their binding.
+	Taps Wirer
+	// Wirers join the others to networks, by the name of the binding.
 	Wirers map[string]Wirer
 	// OpenVhost opens the kernel's virtio backend for one queue of a NIC; nil: the node has none. See OpenVhostNet.
 	OpenVhost func() (*os.File, error)

@@ -72,11 +72,12 @@ func planMasquerade(nic NIC) (masquerade.Plan, error) {
 	if nic.Network.Pod == nil {
 		return masquerade.Plan{}, fmt.Errorf("interface %q: masquerade joins the pod network only; use bridge on other networks", nic.Interface.Name)
 	}
-	if len(nic.Pod.Interfaces) == 0 {
-		return masquerade.Plan{}, fmt.Errorf("pod %s/%s has no network interface to masquerade behind", nic.Pod.Namespace, nic.Pod.Name)
+	uplink, err := nic.uplink()
+	if err != nil {
+		return masquerade.Plan{}, err
 	}
 	return masquerade.NewPlan(masquerade.Request{
-		Uplink:    nic.Pod.Interfaces[0],
+		Uplink:    uplink,
 		Interface: nic.Interface,
 		Network:   nic.Network.Pod,
 		Mesh:      strings.EqualFold(nic.VMI.Annotations[istioInject], "true"),
@@ -90,13 +91,17 @@ func (w *Masquerade) serve(nic NIC, plan masquerade.Plan) (*Wired, error) {
 	if err != nil {
 		return nil, err
 	}
+	uplink, err := nic.uplink()
+	if err != nil {
+		return nil, err
+	}
 	server, err := guestnet.Listen(nic.Pod.Netns, config)
 	if err != nil {
 		return nil, err
 	}
 	return &Wired{
 		MAC: nic.MAC, MTU: plan.MTU, Offloads: true,
-		IPs:          masquerade.PodIPs(nic.Pod.Interfaces[0]),
+		IPs:          masquerade.PodIPs(uplink),
 		PodInterface: plan.Uplink,
 		Serve:        func(ctx context.Context) { w.keepServing(ctx, server, nic.Pod.Netns, config) },
 		Dial: func(ctx context.Context, network string, port uint16) (net.Conn, error) {

@@ -35,6 +35,12 @@ type Wirer interface {
 	Refresh(context.Context, NIC) (*Wired, error)
 }
 
+// Leaver is a Wirer whose NICs leave something on the node when the guest has let them go.
+type Leaver interface {
+	// Leave takes a NIC off its network. It may be called any number of times.
+	Leave(context.Context, NIC) error
+}
+
 // NIC is a network card to join to a network.
 type NIC struct {
 	VMI       *virtv1.VirtualMachineInstance
@@ -142,6 +148,7 @@ type cards []card
 type card struct {
 	NIC
 	*Wired
+	stop func() // ends Serve and waits for it; nil: it was not started
 }
 
 // wire is Wirer.Open or Wirer.Refresh.
@@ -163,9 +170,9 @@ func (d *Driver) join(ctx context.Context, vmi *virtv1.VirtualMachineInstance, p
 		if err != nil {
 			return all, final(err)
 		}
-		wirer := d.Wirers[bindingOf(i)]
-		if wirer == nil {
-			return all, final(fmt.Errorf("interface %q: this node cannot wire the binding %q; use masquerade on the pod network or bridge on another", i.Name, bindingOf(i)))
+		wirer, err := d.wirerOf(nic)
+		if err != nil {
+			return all, err
 		}
 		wired, err := how(wirer, ctx, nic)
 		if err != nil {
@@ -174,6 +181,62 @@ func (d *Driver) join(ctx context.Context, vmi *virtv1.VirtualMachineInstance, p
 		all = append(all, card{NIC: nic, Wired: wired})
 	}
 	return all, nil
+}
+
+// wirerOf chooses by what is at the other end, and then by the binding: a logical port that waits for a tap gets one.
+func (d *Driver) wirerOf(nic NIC) (Wirer, error) {
+	i, err := nic.uplink()
+	switch {
+	case err == nil && i.Tap && d.Taps != nil:
+		return d.Taps, nil
+	case err != nil && nic.Network.Multus != nil:
+		return nil, err
+	}
+	wirer := d.Wirers[bindingOf(nic.Interface)]
+	if wirer == nil {
+		return nil, final(fmt.Errorf("interface %q: this node cannot wire the binding %q; use masquerade on the pod network or bridge on another",
+			nic.Interface.Name, bindingOf(nic.Interface)))
+	}
+	return wirer, nil
+}
+
+// OpenNIC joins one more NIC of a machine that runs in the pod to its network: the first half of plugging it in. The pod must be
+// attached to the network already; the error is NotYet until it is. Give the files (Wired.Files) to the guest and close them, then run
+// Wired.Serve while the guest has the NIC. When the guest cannot take it, close the files and call LeaveNIC.
+//
+// The target of a migration may do the same for every NIC before the guest arrives.
+func (d *Driver) OpenNIC(ctx context.Context, vmi *virtv1.VirtualMachineInstance, i virtv1.Interface, pod podnet.Pod, dns guestnet.DNS) (NIC, *Wired, error) {
+	nic, err := newNIC(vmi, i, pod, dns)
+	if err != nil {
+		return NIC{}, nil, final(err)
+	}
+	wirer, err := d.wirerOf(nic)
+	if err != nil {
+		return nic, nil, err
+	}
+	wired, err := wirer.Open(ctx, nic)
+	return nic, wired, err
+}
+
+// LeaveNIC takes a NIC off its network, after the guest has let it go: the second half of unplugging it. What is forgotten here is
+// cleaned up when the pod ends.
+func (d *Driver) LeaveNIC(ctx context.Context, nic NIC) error {
+	wirer, err := d.wirerOf(nic)
+	if err != nil {
+		wirer = d.Taps // the pod has left the network already; only a tap is not in the pod
+	}
+	if leaver, ok := wirer.(Leaver); ok {
+		return leaver.Leave(ctx, nic)
+	}
+	return nil
+}
+
+// attachment is the name of the attachment definition that the NIC was joined to; empty for the pod network.
+func (n NIC) attachment() string {
+	if n.Network.Multus == nil {
+		return ""
+	}
+	return n.Network.Multus.NetworkName
 }
 
 func newNIC(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface, pod podnet.Pod, dns guestnet.DNS) (NIC, error) {
@@ -222,7 +285,7 @@ func (all cards) describe() []vmstate.NIC {
 	nics := []vmstate.NIC{}
 	for _, c := range all {
 		nics = append(nics, vmstate.NIC{
-			Name: c.Interface.Name, MAC: c.Wired.MAC, IPs: c.IPs, PodInterface: c.PodInterface, Queues: c.Queues,
+			Name: c.Interface.Name, Network: c.attachment(), MAC: c.Wired.MAC, IPs: c.IPs, PodInterface: c.PodInterface, Queues: c.Queues,
 			LinkDown: c.Interface.State == virtv1.InterfaceStateLinkDown,
 		})
 	}

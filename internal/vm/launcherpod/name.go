@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/podnetworks"
 )
 
 const (
@@ -46,9 +48,5 @@ func ID(vmiName string) string {
 	return vmiName[:54] + "-" + hex.EncodeToString(sum[:])[:8]
 }
 
-// InterfaceName is the name in the pod of a secondary network's interface: a hash of the network's name in the machine's
-// specification, short enough for the kernel with the suffix "-nic".
-func InterfaceName(network string) string {
-	sum := sha256.Sum256([]byte(network))
-	return "pod" + hex.EncodeToString(sum[:])[:11]
-}
+// InterfaceName is the name in the pod of a secondary network's interface.
+func InterfaceName(network string) string { return podnetworks.InterfaceName(network) }

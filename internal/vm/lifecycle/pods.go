@@ -142,7 +142,7 @@ func (s *vmiStep) syncNetworks(pod *corev1.Pod) {
 	if s.view.OverlayFault != nil {
 		return // what a plugged interface is to ask for is not known yet
 	}
-	wanted, err := launcherpod.NetworkAnnotation(s.view.Settings.Launcher, s.vmi, s.view.Overlay)
+	wanted, err := launcherpod.NetworkAnnotation(s.view.Settings.Launcher, keepAttached(s.vmi), s.view.Overlay)
 	if err != nil {
 		s.warn(reasonHotPlugFailed, err)
 		return

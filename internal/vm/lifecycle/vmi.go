@@ -74,7 +74,9 @@ func StepVMI(v VMIView) Decision {
 	default:
 		s.followPod()
 	}
+	s.followAttachments()
 	s.setConditions()
+	s.markMigrationRequired()
 	s.followPhase()
 	s.syncPods()
 	return s.decision()
