@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// pair makes two namespaces, in the order of their names.
-func pair(t *testing.T, labels ...string) (string, string) {
+// tenantPair makes two namespaces, in the order of their names.
+func tenantPair(t *testing.T, labels ...string) (string, string) {
 	t.Helper()
 	both := []string{tenantNamespace(t, labels...), tenantNamespace(t, labels...)}
 	slices.Sort(both)
@@ -24,14 +24,14 @@ func TestClusterUserDefinedNetwork(t *testing.T) {
 		t.Cleanup(func() {
 			_, _ = cluster.Kubectl(context.Background(), "delete", "cudn/shared-net", "namespace/tenant-red", "namespace/tenant-blue", "--timeout=2m")
 		})
-		if out := example(t, "tenant-cluster-network.yaml", "--validate=true"); !strings.Contains(out, "clusteruserdefinednetwork.k8s.ovn.org/shared-net created\n") {
+		if out := applyExample(t, "tenant-cluster-network.yaml", "--validate=true"); !strings.Contains(out, "clusteruserdefinednetwork.k8s.ovn.org/shared-net created\n") {
 			t.Errorf("printed %q", out)
 		}
 		t.Run("9.3.2.3-C4 names of namespaces", func(t *testing.T) {
 			reports(t, "", "cudn/shared-net", inNamespaces+"[tenant-blue, tenant-red]")
 		})
 	})
-	a, b := pair(t, "team", "c9", "stage", "one")
+	a, b := tenantPair(t, "team", "c9", "stage", "one")
 	t.Run("9.3.2.3-K2 finalizer and condition", func(t *testing.T) {
 		primaryCUDN(t, "c9-k2", "{matchLabels: {team: c9}}", "10.220.0.0/16")
 		reports(t, "", "cudn/c9-k2", inNamespaces+"["+a+", "+b+"]")
@@ -43,7 +43,7 @@ func TestClusterUserDefinedNetwork(t *testing.T) {
 		}
 		t.Run("9.3.2.3-C11 an attachment in each namespace", func(t *testing.T) {
 			for _, ns := range []string{a, b} {
-				if c := config(t, ns, "c9-k2"); !strings.Contains(c, `"name":"cluster_udn_c9-k2","netAttachDefName":"`+ns+`/c9-k2"`) {
+				if c := nadConfig(t, ns, "c9-k2"); !strings.Contains(c, `"name":"cluster_udn_c9-k2","netAttachDefName":"`+ns+`/c9-k2"`) {
 					t.Error(c)
 				}
 			}
@@ -53,7 +53,7 @@ func TestClusterUserDefinedNetwork(t *testing.T) {
 				"spec: {network: {topology: Layer2, layer2: {role: Primary, subnets: [10.1.0.0/24]}}}}", nil, "spec.namespaceSelector: Required value")
 		})
 		t.Run("9.3.2.3-C6 Layer2 is one switch", func(t *testing.T) {
-			if c := config(t, a, "c9-k2"); !strings.Contains(c, `"topology":"layer2"`) {
+			if c := nadConfig(t, a, "c9-k2"); !strings.Contains(c, `"topology":"layer2"`) {
 				t.Error(c)
 			}
 		})

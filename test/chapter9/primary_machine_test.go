@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// attachedManifest is a VM whose devices and networks are given.
-const attachedManifest = `
+// attachingManifest is a VM whose devices and networks are given.
+const attachingManifest = `
 apiVersion: kubevirt.io/v1
 kind: VirtualMachine
 metadata: {name: {{.name}}}
@@ -28,12 +28,12 @@ spec:
         - {name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}
 `
 
-func attached(name, interfaces, networks string) map[string]string {
+func attachedTo(name, interfaces, networks string) map[string]string {
 	return map[string]string{"name": name, "interfaces": interfaces, "networks": networks}
 }
 
-// field waits until a field of an object contains a text.
-func field(t *testing.T, ns, object, path, want string) {
+// hasField waits until a field of an object contains a text.
+func hasField(t *testing.T, ns, object, path, want string) {
 	t.Helper()
 	cluster.Eventually(t, soon, object+" "+path, func() error {
 		out, err := cluster.Kubectl(t.Context(), "get", object, "-n", ns, "-o", "jsonpath={"+path+"}")
@@ -44,8 +44,8 @@ func field(t *testing.T, ns, object, path, want string) {
 	})
 }
 
-// launcher waits for the pod of a machine and returns its annotations.
-func launcher(t *testing.T, ns, name string) string {
+// launcherAnnotations waits for the pod of a machine and returns its annotations.
+func launcherAnnotations(t *testing.T, ns, name string) string {
 	t.Helper()
 	annotations := ""
 	cluster.Eventually(t, soon, "machine "+name+" has a pod", func() (err error) {
@@ -64,15 +64,15 @@ func TestAttachingMachines(t *testing.T) {
 		t.Cleanup(func() {
 			_, _ = cluster.Kubectl(context.Background(), "delete", "namespace", "tenant-a", "--timeout=2m")
 		})
-		example(t, "tenant-namespace.yaml")
-		example(t, "tenant-network.yaml")
-		if out := example(t, "tenant-machine.yaml"); out != "virtualmachine.kubevirt.io/web-03 created\n" {
+		applyExample(t, "tenant-namespace.yaml")
+		applyExample(t, "tenant-network.yaml")
+		if out := applyExample(t, "tenant-machine.yaml"); out != "virtualmachine.kubevirt.io/web-03 created\n" {
 			t.Errorf("printed %q", out)
 		}
 		t.Run("9.3.3-C1 pod network and binding", func(t *testing.T) {
-			field(t, "tenant-a", "vmi/web-03", ".spec.domain.devices.interfaces[0].binding.name", "l2bridge")
-			field(t, "tenant-a", "ipamclaim/web-03.tenant-a-net", ".spec.network", "tenant-a_tenant-a-net")
-			if pod := launcher(t, "tenant-a", "web-03"); !strings.Contains(pod, `"k8s.ovn.org/primary-udn-ipamclaim":"web-03.tenant-a-net"`) {
+			hasField(t, "tenant-a", "vmi/web-03", ".spec.domain.devices.interfaces[0].binding.name", "l2bridge")
+			hasField(t, "tenant-a", "ipamclaim/web-03.tenant-a-net", ".spec.network", "tenant-a_tenant-a-net")
+			if pod := launcherAnnotations(t, "tenant-a", "web-03"); !strings.Contains(pod, `"k8s.ovn.org/primary-udn-ipamclaim":"web-03.tenant-a-net"`) {
 				t.Errorf("the pod's annotations are %s", pod)
 			}
 		})
@@ -81,43 +81,43 @@ func TestAttachingMachines(t *testing.T) {
 	primaryUDN(t, tenant, "net", "10.224.0.0/24")
 	const pod = "{name: a, pod: {}}"
 	t.Run("9.3.3.2-C1 the machine lives in the network's namespace", func(t *testing.T) {
-		cluster.Apply(t, plain, attachedManifest, attached("elsewhere", "{name: a, masquerade: {}}", pod))
-		launcher(t, plain, "elsewhere")
+		cluster.Apply(t, plain, attachingManifest, attachedTo("elsewhere", "{name: a, masquerade: {}}", pod))
+		launcherAnnotations(t, plain, "elsewhere")
 		out, err := cluster.Kubectl(t.Context(), "get", "ipamclaims", "-n", plain, "-o", "name")
 		if err != nil || out != "" {
 			t.Errorf("%v, claims %s", err, out)
 		}
 	})
 	t.Run("9.3.3.2-C2 l2bridge or passt", func(t *testing.T) {
-		cluster.Apply(t, tenant, attachedManifest, attached("direct", "{name: a, binding: {name: l2bridge}}", pod))
-		launcher(t, tenant, "direct")
-		cluster.Apply(t, tenant, attachedManifest, attached("odd", "{name: a, binding: {name: l3bridge}}", pod))
-		field(t, tenant, "vmi/odd", ".status.conditions", "unable to find the network binding plugin 'l3bridge' in Kubevirt configuration")
+		cluster.Apply(t, tenant, attachingManifest, attachedTo("direct", "{name: a, binding: {name: l2bridge}}", pod))
+		launcherAnnotations(t, tenant, "direct")
+		cluster.Apply(t, tenant, attachingManifest, attachedTo("odd", "{name: a, binding: {name: l3bridge}}", pod))
+		hasField(t, tenant, "vmi/odd", ".status.conditions", "unable to find the network binding plugin 'l3bridge' in Kubevirt configuration")
 	})
 	t.Run("9.3.3.2-C3 l2bridge is the default", func(t *testing.T) {
 		cluster.Apply(t, tenant, bareManifest, nil)
-		cluster.Apply(t, tenant, attachedManifest, attached("unbound", "{name: a}", pod))
+		cluster.Apply(t, tenant, attachingManifest, attachedTo("unbound", "{name: a}", pod))
 		for _, name := range []string{"bare", "unbound"} {
-			field(t, tenant, "vmi/"+name, ".spec.domain.devices.interfaces[0].binding.name", "l2bridge")
-			launcher(t, tenant, name)
+			hasField(t, tenant, "vmi/"+name, ".spec.domain.devices.interfaces[0].binding.name", "l2bridge")
+			launcherAnnotations(t, tenant, name)
 		}
-		field(t, tenant, "ipamclaim/bare.default", ".metadata.ownerReferences[0].kind", "VirtualMachine")
+		hasField(t, tenant, "ipamclaim/bare.default", ".metadata.ownerReferences[0].kind", "VirtualMachine")
 	})
 	t.Run("9.3.3.2-C4 names match", func(t *testing.T) {
-		refusedWith(t, tenant, attachedManifest, attached("bad", "{name: a, binding: {name: l2bridge}}", "{name: b, pod: {}}"), "not found")
+		refusedWith(t, tenant, attachingManifest, attachedTo("bad", "{name: a, binding: {name: l2bridge}}", "{name: b, pod: {}}"), "not found")
 	})
 	t.Run("9.3.3.2-C5 passt has to be enabled", func(t *testing.T) {
-		refusedWith(t, tenant, attachedManifest, attached("core", "{name: a, passtBinding: {}}", pod), "PasstBinding feature gate is not enabled")
-		cluster.Apply(t, tenant, attachedManifest, attached("plugin", "{name: a, binding: {name: passt}}", pod))
-		field(t, tenant, "vmi/plugin", ".status.conditions", "unable to find the network binding plugin 'passt' in Kubevirt configuration")
+		refusedWith(t, tenant, attachingManifest, attachedTo("core", "{name: a, passtBinding: {}}", pod), "PasstBinding feature gate is not enabled")
+		cluster.Apply(t, tenant, attachingManifest, attachedTo("plugin", "{name: a, binding: {name: passt}}", pod))
+		hasField(t, tenant, "vmi/plugin", ".status.conditions", "unable to find the network binding plugin 'passt' in Kubevirt configuration")
 	})
 	t.Run("9.3.3.2-C6 one binding", func(t *testing.T) {
-		refusedWith(t, tenant, attachedManifest, attached("two", "{name: a, masquerade: {}, binding: {name: l2bridge}}", pod), "must have exactly one binding method")
+		refusedWith(t, tenant, attachingManifest, attachedTo("two", "{name: a, masquerade: {}, binding: {name: l2bridge}}", pod), "must have exactly one binding method")
 	})
 }
 
-// definitionManifest is an attachment definition of the overlay.
-const definitionManifest = `
+// overlayDefinitionManifest is an attachment definition of the overlay.
+const overlayDefinitionManifest = `
 apiVersion: k8s.cni.cncf.io/v1
 kind: NetworkAttachmentDefinition
 metadata: {name: {{.name}}}
@@ -125,7 +125,7 @@ spec:
   config: '{"cniVersion": "1.0.0", "name": "{{.network}}", "type": "ovn-k8s-cni-overlay", "topology": "{{.topology}}", "netAttachDefName": "{{.namespace}}/{{.name}}"}'
 `
 
-func definition(ns, name, topology string) map[string]string {
+func overlayDefinition(ns, name, topology string) map[string]string {
 	return map[string]string{"name": name, "network": ns + "-" + name, "topology": topology, "namespace": ns}
 }
 
@@ -133,11 +133,11 @@ func definition(ns, name, topology string) map[string]string {
 func TestSecondaryNetworksOverview(t *testing.T) {
 	ns := cluster.Namespace(t)
 	t.Run("9.1.4-C4 first the definition, then the machine", func(t *testing.T) {
-		cluster.Apply(t, ns, attachedManifest, attached("only", "{name: data, bridge: {}}", "{name: data, multus: {networkName: data}}"))
-		field(t, ns, "vmi/only", ".status.conditions", "failed to locate network attachment definition "+ns+"/data")
-		cluster.Apply(t, ns, definitionManifest, definition(ns, "data", "layer2"))
+		cluster.Apply(t, ns, attachingManifest, attachedTo("only", "{name: data, bridge: {}}", "{name: data, multus: {networkName: data}}"))
+		hasField(t, ns, "vmi/only", ".status.conditions", "failed to locate network attachment definition "+ns+"/data")
+		cluster.Apply(t, ns, overlayDefinitionManifest, overlayDefinition(ns, "data", "layer2"))
 		t.Run("9.1.4-C1 the pod network need not be listed", func(t *testing.T) {
-			if pod := launcher(t, ns, "only"); !strings.Contains(pod, `\"name\":\"data\"`) {
+			if pod := launcherAnnotations(t, ns, "only"); !strings.Contains(pod, `\"name\":\"data\"`) {
 				t.Errorf("the pod's annotations are %s", pod)
 			}
 			out, err := cluster.Kubectl(t.Context(), "get", "vmi", "only", "-n", ns, "-o", "jsonpath={.spec.networks[*].name}")
@@ -147,6 +147,6 @@ func TestSecondaryNetworksOverview(t *testing.T) {
 		})
 	})
 	t.Run("9.1.4-C2 the topology is layer2", func(t *testing.T) {
-		refusedWith(t, ns, definitionManifest, definition(ns, "case", "Layer2"), `topology "Layer2" is not known; write layer2`)
+		refusedWith(t, ns, overlayDefinitionManifest, overlayDefinition(ns, "case", "Layer2"), `topology "Layer2" is not known; write layer2`)
 	})
 }

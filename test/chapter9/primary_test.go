@@ -87,8 +87,8 @@ func clusterNetwork(t *testing.T, name, role, selector, subnets string) {
 	})
 }
 
-// created is a network's condition NetworkCreated: "STATUS REASON MESSAGE".
-func created(ctx context.Context, ns, network string) (string, error) {
+// networkCreated is a network's condition NetworkCreated: "STATUS REASON MESSAGE".
+func networkCreated(ctx context.Context, ns, network string) (string, error) {
 	const c = `.status.conditions[?(@.type=="NetworkCreated")]`
 	return cluster.Kubectl(ctx, "get", network, "-n", ns, "-o", "jsonpath={"+c+".status} {"+c+".reason} {"+c+".message}")
 }
@@ -97,7 +97,7 @@ func created(ctx context.Context, ns, network string) (string, error) {
 func reports(t *testing.T, ns, network, want string) {
 	t.Helper()
 	cluster.Eventually(t, soon, network+" reports", func() error {
-		out, err := created(t.Context(), ns, network)
+		out, err := networkCreated(t.Context(), ns, network)
 		if err == nil && !strings.Contains(out, want) {
 			err = fmt.Errorf("it says %q, want %q", out, want)
 		}
@@ -105,8 +105,8 @@ func reports(t *testing.T, ns, network, want string) {
 	})
 }
 
-// config is what a definition's configuration says, as one line.
-func config(t *testing.T, ns, definition string) string {
+// nadConfig is what a definition's configuration says, as one line.
+func nadConfig(t *testing.T, ns, definition string) string {
 	t.Helper()
 	out, err := cluster.Kubectl(t.Context(), "get", "net-attach-def", definition, "-n", ns, "-o", "jsonpath={.spec.config}")
 	if err != nil {
@@ -124,8 +124,8 @@ func hasDefinition(t *testing.T, ns, name string) bool {
 	return strings.Contains(out, "/"+name+"\n")
 }
 
-// fails runs a kubectl command that must be refused with a text.
-func fails(t *testing.T, want string, args ...string) {
+// refusesCommand runs a kubectl command that must be refused with a text.
+func refusesCommand(t *testing.T, want string, args ...string) {
 	t.Helper()
 	out, err := cluster.Kubectl(t.Context(), args...)
 	if err == nil {
@@ -135,8 +135,8 @@ func fails(t *testing.T, want string, args ...string) {
 	}
 }
 
-// example applies a manifest of examples/ and returns what kubectl printed.
-func example(t *testing.T, name string, flags ...string) string {
+// applyExample applies a manifest of examples/ and returns what kubectl printed.
+func applyExample(t *testing.T, name string, flags ...string) string {
 	t.Helper()
 	file := filepath.Join(cluster.Root(), "examples", name)
 	if _, err := os.Stat(file); err != nil {
@@ -163,7 +163,7 @@ func may(t *testing.T, user, verb, resource, ns string) bool {
 // 9.3.2.1: the namespace, its label, and what happens without it.
 func TestTenantNamespaces(t *testing.T) {
 	t.Run("9.3.2.1-K1 applying the namespace", func(t *testing.T) {
-		out := example(t, "tenant-namespace.yaml")
+		out := applyExample(t, "tenant-namespace.yaml")
 		t.Cleanup(func() {
 			_, _ = cluster.Kubectl(context.Background(), "delete", "namespace", "tenant-a", "--timeout=2m")
 		})
@@ -180,8 +180,8 @@ func TestTenantNamespaces(t *testing.T) {
 		}
 	})
 	t.Run("9.3-C4 the label cannot be added or removed later", func(t *testing.T) {
-		fails(t, text, "label", "namespace", plain, primaryLabel+"=")
-		fails(t, text, "label", "namespace", tenant, primaryLabel+"-")
+		refusesCommand(t, text, "label", "namespace", plain, primaryLabel+"=")
+		refusesCommand(t, text, "label", "namespace", tenant, primaryLabel+"-")
 		if _, err := cluster.Kubectl(t.Context(), "label", "namespace", tenant, "team=y", "--overwrite"); err != nil {
 			t.Errorf("another label: %v", err)
 		}
@@ -211,7 +211,7 @@ func TestTenantNamespaces(t *testing.T) {
 		}
 	})
 	t.Run("9.3.2.1-C4 the name is a DNS label", func(t *testing.T) {
-		fails(t, "a lowercase RFC 1123 label must consist of", "create", "namespace", "tenant_a")
+		refusesCommand(t, "a lowercase RFC 1123 label must consist of", "create", "namespace", "tenant_a")
 	})
 }
 
@@ -250,7 +250,7 @@ func TestPrimaryNetworkMismatch(t *testing.T) {
 			}
 			return err
 		})
-		settle(t, 5*time.Second, func() error {
+		staysSo(t, 5*time.Second, func() error {
 			out, err := cluster.Kubectl(t.Context(), "get", "pods", "-n", ns, "-o", "jsonpath={range .items[*]}{.metadata.name}={.status.phase} {end}")
 			if err == nil && strings.TrimSpace(out) != "waits=Pending" {
 				err = fmt.Errorf("pods: %s", out)
@@ -269,8 +269,8 @@ func TestPrimaryNetworkMismatch(t *testing.T) {
 	})
 }
 
-// settle wants a state to last.
-func settle(t *testing.T, how time.Duration, check func() error) {
+// staysSo wants a state to last.
+func staysSo(t *testing.T, how time.Duration, check func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(how); time.Now().Before(deadline); {
 		if err := check(); err != nil {
@@ -284,11 +284,11 @@ func settle(t *testing.T, how time.Duration, check func() error) {
 func TestUserDefinedNetwork(t *testing.T) {
 	ns := tenantNamespace(t)
 	t.Run("9.3.2.2-K1 applying the manifest", func(t *testing.T) {
-		example(t, "tenant-namespace.yaml")
+		applyExample(t, "tenant-namespace.yaml")
 		t.Cleanup(func() {
 			_, _ = cluster.Kubectl(context.Background(), "delete", "namespace", "tenant-a", "--timeout=2m")
 		})
-		if out := example(t, "tenant-network.yaml", "--validate=true"); out != "userdefinednetwork.k8s.ovn.org/tenant-a-net created\n" {
+		if out := applyExample(t, "tenant-network.yaml", "--validate=true"); out != "userdefinednetwork.k8s.ovn.org/tenant-a-net created\n" {
 			t.Errorf("printed %q", out)
 		}
 		if _, err := cluster.Kubectl(t.Context(), "wait", "--for=condition=NetworkCreated", "udn/tenant-a-net", "-n", "tenant-a", "--timeout=60s"); err != nil {
@@ -309,14 +309,14 @@ func TestUserDefinedNetwork(t *testing.T) {
 		other := tenantNamespace(t)
 		primaryCUDN(t, "both-"+other, "{matchLabels: {kubernetes.io/metadata.name: "+other+"}}", "10.216.0.0/24")
 		reports(t, "", "cudn/both-"+other, "["+other+"]")
-		for _, c := range []string{config(t, ns, "net"), config(t, other, "both-"+other)} {
+		for _, c := range []string{nadConfig(t, ns, "net"), nadConfig(t, other, "both-"+other)} {
 			if !strings.Contains(c, `"role":"primary"`) {
 				t.Error(c)
 			}
 		}
 	})
 	t.Run("9.3.2.2-C6 Layer2 is one switch", func(t *testing.T) {
-		if c := config(t, ns, "net"); !strings.Contains(c, `"topology":"layer2"`) || !strings.Contains(c, `"name":"`+ns+`_net"`) {
+		if c := nadConfig(t, ns, "net"); !strings.Contains(c, `"topology":"layer2"`) || !strings.Contains(c, `"name":"`+ns+`_net"`) {
 			t.Error(c)
 		}
 		refusedWith(t, ns, strings.Replace(udnManifest, "Layer2", "layer2", 1), udnValues("case", "Primary", "10.1.0.0/24"), "Unsupported value")
@@ -428,10 +428,10 @@ func TestUserDefinedNetworkRules(t *testing.T) {
 	}
 	t.Run("9.3.2.2-C8 Persistent is in the definition", func(t *testing.T) {
 		primaryUDN(t, ns, "net", "10.219.0.0/24")
-		if c := config(t, ns, "net"); !strings.Contains(c, `"allowPersistentIPs":true`) {
+		if c := nadConfig(t, ns, "net"); !strings.Contains(c, `"allowPersistentIPs":true`) {
 			t.Error(c)
 		}
-		fails(t, "Layer2 is immutable", "patch", "udn", "net", "-n", ns, "--type=merge", "-p", `{"spec":{"layer2":{"ipam":null}}}`)
+		refusesCommand(t, "Layer2 is immutable", "patch", "udn", "net", "-n", ns, "--type=merge", "-p", `{"spec":{"layer2":{"ipam":null}}}`)
 	})
 	t.Run("9.3.2.2-C15 RBAC decides", func(t *testing.T) {
 		if may(t, "jane", "create", "userdefinednetworks.k8s.ovn.org", ns) {
