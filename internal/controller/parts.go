@@ -69,7 +69,8 @@ func addAdmission(_ context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs})
+	evictions := vm.Evictions{Client: h.Direct, Config: h.machines()}
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs, Evict: evictions.Evict})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)
@@ -104,14 +105,19 @@ func addSubresources(ctx context.Context, h *Host) error {
 }
 
 func addMachines(_ context.Context, h *Host) error {
-	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
+	return vm.SetupWithManager(h.Manager, h.machines())
+}
+
+// machines is what the administrator says of machines.
+func (h *Host) machines() vm.Config {
+	return vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
 		kv := &virtv1.KubeVirt{}
 		key := client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName}
 		if err := h.Manager.GetClient().Get(context.Background(), key, kv); err != nil {
 			return nil // not made yet: the defaults
 		}
 		return kv
-	}})
+	}}
 }
 
 func addNetwork(_ context.Context, h *Host) error {
