@@ -34,6 +34,7 @@ and firewall stay as they are. Run again, it starts what is missing and leaves t
 		Example: `  sudo patchbay up
   sudo patchbay up --name test --nodes 3 --api-port 7443
   sudo patchbay up --mtu 9000                  jumbo frames: guests get 8900
+  sudo patchbay up --extra-nic 1               a card eth1 on every node, for NodeNetworkConfigurationPolicy
   sudo patchbay up --expose                    NodePorts on this host, and a way out for guests
   sudo patchbay up --merge-kubeconfig          kubectl, oc and virtctl find the cluster`,
 		Annotations: exits("0 when all nodes are ready", "1 when they are not within --timeout, or the host lacks something; what was started stays, up goes on from there"),
@@ -75,6 +76,7 @@ and firewall stay as they are. Run again, it starts what is missing and leaves t
 	flags.IntVar(&request.Nodes, "nodes", 0, fmt.Sprintf("number of nodes (default %d)", cluster.DefaultNodes))
 	flags.IntVar(&request.APIPort, "api-port", 0, fmt.Sprintf("port of the Kubernetes API on 127.0.0.1 (default %d)", cluster.DefaultAPIPort))
 	flags.IntVar(&request.MTU, "mtu", 0, fmt.Sprintf("MTU of the network that joins the nodes; pods get 100 less (default %d)", cluster.DefaultMTU))
+	flags.IntVar(&request.ExtraNICs, "extra-nic", 0, "further network cards of every node (eth1 …), each in a network of its own that joins the nodes, for bridges and VLANs of yours")
 	flags.BoolVar(&request.Expose, "expose", false, "give this host a leg in the nodes' network, and the cluster a way out through this host; changes the host's routes and firewall")
 	flags.BoolVar(&merge, "merge-kubeconfig", false, "add the cluster to your own kubeconfig file and make it the current one")
 	flags.DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait for the nodes")

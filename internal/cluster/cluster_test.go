@@ -262,6 +262,23 @@ func TestACrashingComponentEndsUp(t *testing.T) {
 	}
 }
 
+func TestAStepThatKeepsFailingEndsUp(t *testing.T) {
+	c := layout.Cluster{Home: t.TempDir(), Name: "c"}
+	units := []supervise.Unit{{Name: "node-1/namespaces"}}
+	state := supervise.State{Name: "node-1/namespaces", Phase: supervise.Backoff, Failures: 7, Message: "no space left on device"}
+	writeState(t, c, state)
+	before := map[string]int{}
+	// What failed before this `up` may have been mended.
+	if _, err := readProgress(c, units, before); err != nil {
+		t.Error(err)
+	}
+	state.Failures += crashes
+	writeState(t, c, state)
+	if _, err := readProgress(c, units, before); err == nil || !strings.HasPrefix(err.Error(), "node-1/namespaces cannot be set up: no space left on device") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func writeState(t *testing.T, c layout.Cluster, s supervise.State) {
 	t.Helper()
 	if err := os.MkdirAll(c.Run(), 0o755); err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"patchbay/internal/cluster/fabric"
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/cluster/pki"
 	"patchbay/internal/settings"
@@ -24,6 +25,8 @@ type Spec struct {
 	APIPort int    `json:"apiPort"` // on 127.0.0.1 of the host
 	MTU     int    `json:"mtu"`     // of the fabric
 	Expose  bool   `json:"expose"`  // the host has a leg in the fabric
+	// ExtraNICs is how many cards every node has besides the fabric's, each in a network of its own that joins the nodes.
+	ExtraNICs int `json:"extraNICs,omitempty"`
 }
 
 // errNoCluster tells that there is no cluster of that name.
@@ -54,6 +57,9 @@ func (s Spec) validate() error {
 	}
 	if s.MTU < minMTU || s.MTU > maxMTU {
 		errs = append(errs, fmt.Errorf("--mtu is %d; choose %d to %d", s.MTU, minMTU, maxMTU))
+	}
+	if s.ExtraNICs < 0 || s.ExtraNICs > fabric.MaxExtraNICs {
+		errs = append(errs, fmt.Errorf("--extra-nic is %d; choose 0 to %d", s.ExtraNICs, fabric.MaxExtraNICs))
 	}
 	return errors.Join(errs...)
 }

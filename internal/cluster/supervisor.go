@@ -98,7 +98,8 @@ func unitsOf(c layout.Cluster, spec Spec, api *proxy) ([]supervise.Unit, error) 
 	}
 	return components.List(components.Input{
 		Cluster: c, Nodes: spec.Nodes, Settings: spec.settings(), Programs: programs, KernelDatapath: kernel, SandboxImage: images.SandboxName,
-		Hooks: hooks,
+		ExtraNICs: spec.ExtraNICs,
+		Hooks:     hooks,
 	}), nil
 }
 

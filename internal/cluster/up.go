@@ -26,6 +26,8 @@ type UpRequest struct {
 	APIPort int
 	MTU     int
 	Expose  bool
+	// ExtraNICs is how many further cards every node gets.
+	ExtraNICs int
 	// Report is told about progress; it may be nil.
 	Report func(Progress)
 }
@@ -92,7 +94,7 @@ func (r UpRequest) spec() (spec Spec, isNew bool, err error) {
 		if err := refuseForeignDirectory(r.Cluster.Dir()); err != nil {
 			return Spec{}, false, err
 		}
-		spec = Spec{Name: r.Cluster.Name, Nodes: or(r.Nodes, DefaultNodes), APIPort: or(r.APIPort, DefaultAPIPort), MTU: or(r.MTU, DefaultMTU), Expose: r.Expose}
+		spec = Spec{Name: r.Cluster.Name, Nodes: or(r.Nodes, DefaultNodes), APIPort: or(r.APIPort, DefaultAPIPort), MTU: or(r.MTU, DefaultMTU), Expose: r.Expose, ExtraNICs: r.ExtraNICs}
 		return spec, true, spec.validate()
 	}
 	if err != nil {
@@ -113,6 +115,7 @@ func (r UpRequest) contradiction(spec Spec) error {
 	}
 	differ("--nodes", r.Nodes, spec.Nodes)
 	differ("--mtu", r.MTU, spec.MTU)
+	differ("--extra-nic", r.ExtraNICs, spec.ExtraNICs)
 	if r.Expose && !spec.Expose {
 		errs = append(errs, fmt.Errorf("cluster %q was started without --expose; remove it with `patchbay down --name %s` first", spec.Name, spec.Name))
 	}

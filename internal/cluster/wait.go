@@ -101,10 +101,14 @@ func readProgress(c layout.Cluster, units []supervise.Unit, before map[string]in
 		}
 		progress.wait(u.Name, state.Message)
 		if _, ok := before[u.Name]; !ok {
-			before[u.Name] = state.Restarts
+			before[u.Name] = state.Restarts + state.Failures
 		}
-		if state.Restarts-before[u.Name] >= crashes {
+		switch {
+		case state.Restarts+state.Failures-before[u.Name] < crashes:
+		case state.Failures == 0:
 			return Progress{}, crashError(c, state)
+		default:
+			return Progress{}, fmt.Errorf("%s cannot be set up: %s; `patchbay up` goes on from here once that is mended", state.Name, state.Message)
 		}
 	}
 	return progress, nil

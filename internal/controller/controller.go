@@ -163,7 +163,7 @@ func (h *Host) serve(ctx context.Context) error {
 	web := &http.Server{
 		Handler:           h.Mux,
 		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(h.Log.With("part", "https").Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(h.Log.With("part", "https").Handler(), slog.LevelDebug),
 		TLSConfig: &tls.Config{
 			Certificates: []tls.Certificate{h.Certificate},
 			MinVersion:   tls.VersionTLS12,

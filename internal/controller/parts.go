@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"fmt"
 
+	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -35,6 +37,7 @@ func Parts() []Part {
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
 		{"network", addNetwork},
+		{"tenancy", addTenancy},
 		{"volumes", addVolumes},
 	}
 }
@@ -42,7 +45,7 @@ func Parts() []Part {
 // newScheme holds the API types that the parts read and write.
 func newScheme() *apiruntime.Scheme {
 	s := apiruntime.NewScheme()
-	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme} {
+	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme} {
 		_ = add(s) // adds to a map; cannot fail
 	}
 	return s
@@ -61,7 +64,7 @@ func addConfiguration(_ context.Context, h *Host) error {
 // addAdmission serves the webhooks and registers them; until then nothing asks them, so no object is refused for want of us.
 func addAdmission(_ context.Context, h *Host) error {
 	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient()})
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)

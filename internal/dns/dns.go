@@ -45,11 +45,7 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("start the name server: %w", err)
 	}
 	<-ctx.Done()
-	errs := []error{instance.Stop()}
-	for _, err := range instance.ShutdownCallbacks() {
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(instance.ShutdownCallbacks(), instance.Stop())...)
 }
 
 // Corefile is CoreDNS's configuration. Without upstreams only the cluster's zones are served: a query for another name is

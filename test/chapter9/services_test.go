@@ -1,12 +1,14 @@
 package chapter9
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -51,11 +53,9 @@ func TestServices(t *testing.T) {
 	machine{name: "web-01", node: "node-1", labels: "special: key"}.apply(t, ns)
 	machine{name: "web-02", node: "node-2", labels: "special: key"}.apply(t, ns)
 	box := pod(t, ns, "client", "node-2")
-	var ips []string
 	for _, name := range []string{"web-01", "web-02"} {
 		vmi := cluster.Running(t, ns, name)
 		waitForWeb(t, box, vmi.Status.Interfaces[0].IP)
-		ips = append(ips, vmi.Status.Interfaces[0].IP)
 	}
 	plain := service(t, ns, "plain", "key", "")
 	cluster.Eventually(t, soon, "Service plain answers", func() error {
@@ -141,7 +141,6 @@ func TestServices(t *testing.T) {
 			}
 		})
 	}
-	_ = ips
 }
 
 // nodePort reaches a NodePort Service on both nodes from a host outside the cluster: the fabric.
@@ -177,4 +176,126 @@ func families(svc *corev1.Service) string {
 		}
 	}
 	return out.String()
+}
+
+// 9.4.3: creating a Service, with the manifests of the command line procedure.
+func TestCreateService(t *testing.T) {
+	ns := cluster.Namespace(t)
+	machine{name: "web-01"}.apply(t, ns)
+	box := pod(t, ns, "client", "node-2")
+	vmi := cluster.Running(t, ns, "web-01")
+	waitForWeb(t, box, vmi.Status.Interfaces[0].IP)
+	endpoints := func() string {
+		out, err := cluster.Kubectl(t.Context(), "get", "endpointslices", "-n", ns, "-l", "kubernetes.io/service-name=web-01-svc",
+			"-o", "jsonpath={.items[*].endpoints[*].addresses[*]}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+
+	t.Run("9.4.3-K1 create says what it made", func(t *testing.T) {
+		if out := cluster.Apply(t, ns, nodePortManifest, nil); !strings.HasPrefix(out, "service/web-01-svc ") {
+			t.Errorf("printed %q", out)
+		}
+	})
+	t.Run("9.4.3-K2 get shows the ports", func(t *testing.T) {
+		out, err := cluster.Kubectl(t.Context(), "get", "service", "-n", ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		if got := strings.Join(strings.Fields(lines[0]), " "); got != "NAME TYPE CLUSTER-IP EXTERNAL-IP PORT(S) AGE" {
+			t.Errorf("columns %q", got)
+		}
+		row := strings.Fields(lines[len(lines)-1])
+		if row[0] != "web-01-svc" || row[1] != "NodePort" || row[3] != "<none>" || row[4] != "80:30376/TCP" {
+			t.Errorf("row %q", row)
+		}
+	})
+	t.Run("9.4.3-C1 a label of the VM itself selects nothing", func(t *testing.T) {
+		kubectl(t, "label", "vm", "web-01", "-n", ns, "special=key")
+		cluster.Eventually(t, soon, "the label is on the VM", func() error {
+			_, err := cluster.Kubectl(t.Context(), "get", "vm", "web-01", "-n", ns, "-o", "jsonpath={.metadata.labels.special}")
+			return err
+		})
+		if pods := kubectl(t, "get", "pods", "-n", ns, "-l", "special=key", "-o", "name"); pods != "" {
+			t.Errorf("pods %q have the VM's own label", pods)
+		}
+	})
+	t.Run("9.4.3-C3 a selector that matches nothing gives no endpoints", func(t *testing.T) {
+		if got := endpoints(); got != "" {
+			t.Errorf("endpoints %q", got)
+		}
+	})
+	t.Run("9.4.3-C4 the label takes effect with a restart", func(t *testing.T) {
+		machine{name: "web-01", labels: "special: key"}.apply(t, ns)
+		if got := endpoints(); got != "" {
+			t.Errorf("endpoints %q before the restart", got)
+		}
+		restart(t, ns, "web-01", vmi)
+		cluster.Eventually(t, boot, "the Service has an endpoint", func() error {
+			if endpoints() == "" {
+				return errors.New("no endpoint yet")
+			}
+			return nil
+		})
+	})
+	t.Run("9.4.3-C2 labels of the template reach the launcher's pod", func(t *testing.T) {
+		launcher := cluster.LauncherPod(t, cluster.Running(t, ns, "web-01"))
+		if launcher.Labels["special"] != "key" {
+			t.Errorf("labels %v", launcher.Labels)
+		}
+	})
+	t.Run("9.4.3-C5 the network carries the service", func(t *testing.T) {
+		cluster.Eventually(t, boot, "the Service answers", func() error {
+			_, err := box.run("curl -sfm3 http://web-01-svc/hostname")
+			return err
+		})
+	})
+	t.Run("9.4.3-C6 type and protocol are from the list", func(t *testing.T) {
+		refusedWith(t, ns, strings.Replace(nodePortManifest, "type: NodePort", "type: Nodeport", 1), nil, `supported values: "ClusterIP", "ExternalName", "LoadBalancer", "NodePort"`)
+		refusedWith(t, ns, strings.Replace(nodePortManifest, "protocol: TCP", "protocol: tcp", 1), nil, `supported values: "SCTP", "TCP", "UDP"`)
+	})
+	t.Run("9.4.3-C7 ports as a map are refused", func(t *testing.T) {
+		refusedWith(t, ns, strings.Replace(nodePortManifest, "- {protocol", "{protocol", 1), nil, "ports")
+	})
+	t.Run("9.4.3-C8 a node port lies in the range", func(t *testing.T) {
+		refusedWith(t, ns, strings.Replace(nodePortManifest, "30376", "29999", 1), nil, "The range of valid ports is 30000-32767")
+	})
+}
+
+const nodePortManifest = `
+apiVersion: v1
+kind: Service
+metadata: {name: web-01-svc}
+spec:
+  selector: {special: key}
+  type: NodePort
+  ports:
+    - {protocol: TCP, port: 80, targetPort: 80, nodePort: 30376}
+`
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := cluster.Kubectl(t.Context(), args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// restart replaces a VM's instance and waits for the new one.
+func restart(t *testing.T, ns, name string, old *virtv1.VirtualMachineInstance) {
+	t.Helper()
+	body, err := cluster.Kubectl(t.Context(), "delete", "vmi", name, "-n", ns)
+	if err != nil {
+		t.Fatal(body, err)
+	}
+	cluster.Eventually(t, boot, "VM "+name+" has a new instance", func() error {
+		if vmi := cluster.Running(t, ns, name); vmi.UID == old.UID {
+			return errors.New("still the old one")
+		}
+		return nil
+	})
 }

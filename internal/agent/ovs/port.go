@@ -145,7 +145,7 @@ func (c *Client) AwaitInstalled(ctx context.Context, name string) error {
 			return nil
 		}
 		if iface != nil && iface.Error != nil {
-			return fmt.Errorf("Open vSwitch cannot use device %s: %s", name, *iface.Error)
+			return fmt.Errorf("device %s cannot be used by Open vSwitch: %s", name, *iface.Error)
 		}
 		select {
 		case <-changed:

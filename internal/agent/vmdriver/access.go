@@ -64,11 +64,12 @@ func (a *attached) DialGuest(ctx context.Context, network string, port uint16) (
 	if err := a.check(); err != nil {
 		return nil, err
 	}
-	n := slices.IndexFunc(a.domain.cards, func(c card) bool { return c.Dial != nil })
+	all := a.domain.list()
+	n := slices.IndexFunc(all, func(c card) bool { return c.Dial != nil })
 	if n < 0 {
 		return nil, errors.New("no network of the guest can be reached from its pod; connect to its address instead")
 	}
-	return a.domain.cards[n].Dial(ctx, network, port)
+	return all[n].Dial(ctx, network, port)
 }
 
 func (a *attached) Pause(ctx context.Context) error {

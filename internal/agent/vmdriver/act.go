@@ -44,6 +44,8 @@ func (m *machine) actOnce(ctx context.Context, o vmstate.Observed, action vmstat
 		return d.setLinks(limited, o.VMI)
 	case vmstate.Kill:
 		return m.kill(limited, d)
+	case vmstate.SyncNICs:
+		m.beginPlugging(ctx, o.VMI, d)
 	case vmstate.Release:
 		m.release()
 	}

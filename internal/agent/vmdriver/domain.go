@@ -4,11 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/agent/credentials"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/launcher/client"
 	"patchbay/internal/qemu/qga"
@@ -19,9 +21,11 @@ import (
 type domain struct {
 	monitor qmp.Machine
 	dir     *client.RunDir
-	cards   cards
 	agent   *qga.Client
 	log     *slog.Logger
+
+	credentials []virtv1.AccessCredential
+	secrets     credentials.Dir
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -30,6 +34,7 @@ type domain struct {
 	poke    chan struct{} // holds a token when the guest's addresses may have changed
 
 	mu       sync.Mutex
+	cards    cards // replaced as a whole, never changed in place
 	state    vmstate.Domain
 	shutdown qmp.ShutdownReason
 }
@@ -37,10 +42,8 @@ type domain struct {
 // run starts what accompanies the guest; changed is called after every change of what describe returns.
 func (d *domain) run(changed func()) {
 	d.changed = changed
-	for _, c := range d.cards {
-		if c.Serve != nil {
-			d.running.Go(func() { c.Serve(d.ctx) })
-		}
+	for n := range d.cards {
+		d.serve(&d.cards[n])
 	}
 	d.running.Go(d.followEvents)
 	changed()
@@ -52,7 +55,7 @@ func (d *domain) close() {
 	d.monitor.Close()
 	d.agent.Close()
 	d.running.Wait()
-	d.cards.discard()
+	d.list().discard()
 	d.dir.Close()
 }
 
@@ -145,12 +148,22 @@ func (d *domain) follow(event qmp.Event, agent *guestWatch) {
 				agent.stop()
 			}
 		}
+	case qmp.EventDeviceDeleted:
+		var data qmp.DeviceData
+		if event.Decode(&data) == nil && strings.HasPrefix(data.Device, nicDevice("")) {
+			d.update(func(s *vmstate.Domain) { s.Released++ })
+		}
 	case qmp.EventRxFilter:
 		d.listenToFilters(ctx)
-		select {
-		case d.poke <- struct{}{}:
-		default:
-		}
+		d.askSoon()
+	}
+}
+
+// askSoon has the guest agent asked: the guest's addresses may have changed.
+func (d *domain) askSoon() {
+	select {
+	case d.poke <- struct{}{}:
+	default:
 	}
 }
 
@@ -174,14 +187,14 @@ func (d *domain) refreshRunState(ctx context.Context) {
 // listenToFilters asks for the receive filter of every NIC: QEMU reports the next change only then. A guest changes it when it
 // gets an address, which is when its agent has news.
 func (d *domain) listenToFilters(ctx context.Context) {
-	for _, c := range d.cards {
+	for _, c := range d.list() {
 		_, _ = d.monitor.RxFilter(ctx, nicDevice(c.Interface.Name)) // not every model has one
 	}
 }
 
 // setLinks gives every NIC the link state that its interface asks for.
 func (d *domain) setLinks(ctx context.Context, vmi *virtv1.VirtualMachineInstance) error {
-	for n, nic := range d.describe().NICs {
+	for _, nic := range d.describe().NICs {
 		down := vmstate.WantsLinkDown(vmi, nic.Name)
 		if down == nic.LinkDown {
 			continue
@@ -191,7 +204,11 @@ func (d *domain) setLinks(ctx context.Context, vmi *virtv1.VirtualMachineInstanc
 		}
 		d.update(func(s *vmstate.Domain) {
 			s.NICs = slices.Clone(s.NICs) // describe has handed out the old slice
-			s.NICs[n].LinkDown = down
+			for n := range s.NICs {
+				if s.NICs[n].Name == nic.Name {
+					s.NICs[n].LinkDown = down
+				}
+			}
 		})
 	}
 	return nil

@@ -45,8 +45,8 @@ type Config struct {
 	Node string
 	// KubeletRoot is the kubelet's root directory, below which the run directories of pods are found.
 	KubeletRoot string
-	// Client reads instances and pods of the node (from a cache) and writes instances. Live reads claims and secrets, which
-	// are needed once in a machine's life, from the API server.
+	// Client reads instances and pods of the node (from a cache) and writes instances. Live reads claims, which are needed once
+	// in a machine's life, from the API server.
 	Client client.Client
 	Live   client.Reader
 	Pods   PodNetworks

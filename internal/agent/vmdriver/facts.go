@@ -6,16 +6,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"slices"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 	apiclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"patchbay/internal/agent/credentials"
 	"patchbay/internal/agent/guestnet"
 	"patchbay/internal/launcher/client"
 	"patchbay/internal/launcher/protocol"
@@ -56,23 +57,10 @@ func claimName(v virtv1.Volume) string {
 	}
 }
 
-// publicKeys are the SSH keys of access credentials that travel in cloud-init's meta-data.
-func (d *Driver) publicKeys(ctx context.Context, vmi *virtv1.VirtualMachineInstance) ([]string, error) {
-	var keys []string
-	for _, credential := range vmi.Spec.AccessCredentials {
-		ssh := credential.SSHPublicKey
-		if ssh == nil || ssh.Source.Secret == nil || ssh.PropagationMethod.NoCloud == nil && ssh.PropagationMethod.ConfigDrive == nil {
-			continue
-		}
-		var secret corev1.Secret
-		if err := d.Live.Get(ctx, apiclient.ObjectKey{Namespace: vmi.Namespace, Name: ssh.Source.Secret.SecretName}, &secret); err != nil {
-			return nil, fmt.Errorf("read the SSH keys in secret %s: %w", ssh.Source.Secret.SecretName, err)
-		}
-		for _, name := range slices.Sorted(maps.Keys(secret.Data)) {
-			keys = append(keys, strings.TrimSpace(string(secret.Data[name])))
-		}
-	}
-	return keys, nil
+// secrets is where the kubelet keeps the secrets of a pod's access credentials, so that the agent needs no right to read secrets.
+func (d *Driver) secrets(pod types.UID) credentials.Dir {
+	root := filepath.Join(d.KubeletRoot, "pods", string(pod), "volumes", "kubernetes.io~secret")
+	return func(secret string) string { return filepath.Join(root, protocol.CredentialVolume(secret)) }
 }
 
 // resolvLimit is how much of a pod's resolv.conf is read, in bytes.

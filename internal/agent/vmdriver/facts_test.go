@@ -97,7 +97,7 @@ func TestMachineType(t *testing.T) {
 	}
 }
 
-func TestClaimsAndKeys(t *testing.T) {
+func TestClaims(t *testing.T) {
 	scheme := runtime.NewScheme()
 	if err := corev1.AddToScheme(scheme); err != nil {
 		t.Fatal(err)
@@ -110,31 +110,18 @@ func TestClaimsAndKeys(t *testing.T) {
 			Status:     corev1.PersistentVolumeClaimStatus{Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
 		}
 	}
-	keys := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "keys"}, Data: map[string][]byte{"b": []byte("ssh-ed25519 B\n"), "a": []byte("ssh-ed25519 A")}}
-	d := &Driver{Config: Config{Live: fake.NewClientBuilder().WithScheme(scheme).WithObjects(claim("files", nil), claim("device", &block), keys).Build()}}
+	d := &Driver{Config: Config{Live: fake.NewClientBuilder().WithScheme(scheme).WithObjects(claim("files", nil), claim("device", &block)).Build()}}
 	vmi := &virtv1.VirtualMachineInstance{ObjectMeta: metav1.ObjectMeta{Namespace: "shop"}}
 	vmi.Spec.Volumes = []virtv1.Volume{
 		{Name: "root", VolumeSource: virtv1.VolumeSource{DataVolume: &virtv1.DataVolumeSource{Name: "files"}}},
 		{Name: "raw", VolumeSource: virtv1.VolumeSource{PersistentVolumeClaim: &virtv1.PersistentVolumeClaimVolumeSource{PersistentVolumeClaimVolumeSource: corev1.PersistentVolumeClaimVolumeSource{ClaimName: "device"}}}},
 		{Name: "image", VolumeSource: virtv1.VolumeSource{ContainerDisk: &virtv1.ContainerDiskSource{}}},
 	}
-	source := virtv1.SSHPublicKeyAccessCredentialSource{Secret: &virtv1.AccessCredentialSecretSource{SecretName: "keys"}}
-	vmi.Spec.AccessCredentials = []virtv1.AccessCredential{
-		{SSHPublicKey: &virtv1.SSHPublicKeyAccessCredential{Source: source, PropagationMethod: virtv1.SSHPublicKeyAccessCredentialPropagationMethod{NoCloud: &virtv1.NoCloudSSHPublicKeyAccessCredentialPropagation{}}}},
-		{SSHPublicKey: &virtv1.SSHPublicKeyAccessCredential{Source: source, PropagationMethod: virtv1.SSHPublicKeyAccessCredentialPropagationMethod{QemuGuestAgent: &virtv1.QemuGuestAgentSSHPublicKeyAccessCredentialPropagation{}}}},
-	}
 	claims, err := d.claims(t.Context(), vmi)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(map[string]qemu.Claim{"root": {SizeBytes: 1 << 30}, "raw": {Block: true, SizeBytes: 1 << 30}}, claims); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-	got, err := d.publicKeys(t.Context(), vmi)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"ssh-ed25519 A", "ssh-ed25519 B"}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	vmi.Spec.Volumes[0].DataVolume.Name = "missing"

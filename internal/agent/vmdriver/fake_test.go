@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +17,8 @@ import (
 
 	"patchbay/internal/launcher/client"
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/qemu/qmp"
+	"patchbay/internal/qemu/qmp/qmptest"
 )
 
 // fakePod is the inside of a launcher's pod: a launcher and, once it was started, a QEMU, behind real sockets.
@@ -35,6 +38,7 @@ type fakePod struct {
 	monitor  net.Conn
 	deaf     bool // to the power button
 	onEnd    func()
+	machine  *qmptest.Fake // its devices
 }
 
 func newFakePod(t *testing.T, dir string) *fakePod {
@@ -47,7 +51,10 @@ func newFakePod(t *testing.T, dir string) *fakePod {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { run.Close() })
-	p := &fakePod{dir: run, state: protocol.Waiting, runState: "running"}
+	ports := []string{"port1", "port2", "port3", "port4", "port5"}
+	p := &fakePod{dir: run, state: protocol.Waiting, runState: "running", machine: qmptest.New(ports...)}
+	p.machine.Obedient = true
+	p.forwardEvents(t)
 	p.listen(t, protocol.SocketName, p.serveLauncher)
 	p.listen(t, protocol.QMPName, p.serveMonitor)
 	p.listen(t, protocol.AgentName, func(conn net.Conn) { bufio.NewReader(conn).ReadString(0) })
@@ -101,6 +108,7 @@ func (p *fakePod) serveLauncher(conn net.Conn) {
 	case request.Start != nil:
 		p.starts++
 		p.files, p.args = files, strings.Join(request.Start.Args, " ")
+		p.build(request.Start.Args)
 		p.state = protocol.Running
 	case request.Stop != nil && p.state == protocol.Running:
 		p.stopped, end = true, true
@@ -134,7 +142,7 @@ func (p *fakePod) serveMonitor(conn net.Conn) {
 	p.monitor = conn
 	p.mu.Unlock()
 	conn.Write([]byte(`{"QMP":{"version":{},"capabilities":[]}}` + "\n"))
-	in := bufio.NewScanner(conn)
+	in := bufio.NewScanner(conn) // descriptors are lost on the way, which QEMU's own end of the socket would close too
 	for in.Scan() {
 		var command struct {
 			Execute   string
@@ -144,30 +152,85 @@ func (p *fakePod) serveMonitor(conn net.Conn) {
 		if json.Unmarshal(in.Bytes(), &command) != nil {
 			return
 		}
-		answer := map[string]any{"id": command.ID, "return": p.execute(command.Execute, command.Arguments)}
-		if command.Execute == "query-rx-filter" {
-			answer = map[string]any{"id": command.ID, "error": map[string]any{"class": "GenericError", "desc": "no such thing"}}
+		value, err := p.execute(command.Execute, command.Arguments)
+		answer := map[string]any{"id": command.ID, "return": value}
+		if err != nil {
+			answer = map[string]any{"id": command.ID, "error": err}
 		}
+		p.mu.Lock()
 		json.NewEncoder(conn).Encode(answer)
+		p.mu.Unlock()
 		p.after(command.Execute)
 	}
 }
 
-func (p *fakePod) execute(name string, arguments map[string]any) any {
+// forwardEvents sends what the devices report to whoever holds the monitor.
+func (p *fakePod) forwardEvents(t *testing.T) {
+	events := p.machine.Subscribe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			event, err := events.Next(context.Background())
+			if err != nil {
+				return
+			}
+			p.tell(event.Name, string(event.Data))
+		}
+	}()
+	t.Cleanup(func() { p.machine.Close(); <-done })
+}
+
+// monitorCommand does what an agent did before it was killed: a command and its arguments.
+func (p *fakePod) monitorCommand(t *testing.T, line string) {
+	t.Helper()
+	name, text, _ := strings.Cut(line, " ")
+	args := map[string]any{}
+	if err := json.Unmarshal([]byte(text), &args); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.machine.Execute(t.Context(), qmp.Command{Name: name, Args: args, File: os.Stdin}, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// build makes the network cards of a command line.
+func (p *fakePod) build(args []string) {
+	for _, arg := range args {
+		if !strings.Contains(arg, "id=nic-") {
+			continue
+		}
+		device := map[string]any{}
+		driver, rest, _ := strings.Cut(arg, ",")
+		for option := range strings.SplitSeq(rest, ",") {
+			key, value, _ := strings.Cut(option, "=")
+			device[key] = value
+		}
+		device["driver"] = driver
+		p.machine.Execute(context.Background(), qmp.Command{Name: "netdev_add", Args: map[string]any{"id": device["netdev"], "type": "tap"}}, nil)
+		p.machine.Execute(context.Background(), qmp.Command{Name: "device_add", Args: device}, nil)
+	}
+}
+
+func (p *fakePod) execute(name string, arguments map[string]any) (value any, refusal *qmp.Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch name {
 	case "query-status":
-		return map[string]any{"status": p.runState, "running": p.runState == "running"}
+		return map[string]any{"status": p.runState, "running": p.runState == "running"}, nil
 	case "query-chardev":
-		return []map[string]any{{"label": agentChardev, "frontend-open": false}}
-	case "qmp_capabilities", "query-rx-filter", "set_link":
+		return []map[string]any{{"label": agentChardev, "frontend-open": false}}, nil
+	case "qmp_capabilities":
+	case "getfd", "closefd", "netdev_add", "netdev_del", "device_add", "device_del", "set_link", "qom-list", "qom-get", "query-rx-filter":
+		err := p.machine.Execute(context.Background(), qmp.Command{Name: name, Args: arguments, File: os.Stdin}, &value)
+		errors.As(err, &refusal)
+		return value, refusal
 	case "set-action":
 		p.commands = append(p.commands, name+" shutdown="+arguments["shutdown"].(string))
 	default:
 		p.commands = append(p.commands, name)
 	}
-	return map[string]any{}
+	return map[string]any{}, nil
 }
 
 // after is what QEMU reports after a command.
@@ -231,16 +294,19 @@ func (p *fakePod) did() []string {
 
 // fakeWirer gives out pipes as taps.
 type fakeWirer struct {
-	mu      sync.Mutex
-	opened  int
-	freshen int
-	serving int
-	err     error
+	mu       sync.Mutex
+	opened   int
+	freshen  int
+	serving  int
+	left     int
+	attempts int
+	err      error
 }
 
 func (w *fakeWirer) Open(_ context.Context, nic NIC) (*Wired, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.attempts++
 	if w.err != nil {
 		return nil, w.err
 	}
@@ -253,6 +319,14 @@ func (w *fakeWirer) Open(_ context.Context, nic NIC) (*Wired, error) {
 	wired := w.wired(nic)
 	wired.Files = []*os.File{a}
 	return wired, nil
+}
+
+// Leave implements Leaver.
+func (w *fakeWirer) Leave(context.Context, NIC) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.left++
+	return nil
 }
 
 func (w *fakeWirer) Refresh(_ context.Context, nic NIC) (*Wired, error) {

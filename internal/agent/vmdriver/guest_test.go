@@ -82,6 +82,7 @@ func TestRealGuest(t *testing.T) {
 		}
 		t.Logf("%.0f Mbit/s from the guest", 20*8/time.Since(start).Seconds())
 	})
+	t.Run("hot plug", func(t *testing.T) { checkHotPlug(t, n) })
 	t.Run("agent restart", func(t *testing.T) { checkRestart(t, n, ask) })
 	t.Run("shutdown", func(t *testing.T) {
 		n.delete()
@@ -155,7 +156,7 @@ func realNode(t *testing.T, lab *podlab.Lab, pod *launchertest.Pod, change func(
 		t.Fatal(err)
 	}
 	n := prepareNode(t, change)
-	n.wirers = map[string]Wirer{BindingMasquerade: wirer}
+	n.wirers = map[string]Wirer{BindingMasquerade: wirer, BindingBridge: loneTaps{t}}
 	record := lab.Record(podlab.PodV4, podlab.PodV6)
 	record.UID = podUID
 	n.pods = podRecords{podUID: record}
@@ -287,6 +288,72 @@ func checkRequests(t *testing.T, n *node) {
 }
 
 // checkRestart ends the agent's part and begins a new one; the guest must go on, and be told its address again.
+// loneTaps are taps that lead nowhere.
+type loneTaps struct{ t *testing.T }
+
+func (w loneTaps) Open(_ context.Context, nic NIC) (*Wired, error) {
+	return &Wired{Files: launchertest.Taps(w.t, nic.Queues), MAC: nic.MAC, MTU: 1300}, nil
+}
+
+func (w loneTaps) Refresh(_ context.Context, nic NIC) (*Wired, error) {
+	return &Wired{MAC: nic.MAC, MTU: 1300}, nil
+}
+
+// checkHotPlug gives the guest a card and takes it away three times, once by another agent than the one that gave it.
+func checkHotPlug(t *testing.T, n *node) {
+	for round := range 3 {
+		began := time.Now()
+		n.add("blue")
+		waitLong(t, "the card in the guest", func() error {
+			for _, i := range n.vmi().Status.Interfaces {
+				if i.Name == "blue" && i.InterfaceName != "" && i.InfoSource == "domain, guest-agent" {
+					return nil
+				}
+			}
+			return fmt.Errorf("interfaces %+v", n.vmi().Status.Interfaces)
+		})
+		t.Logf("plugged and seen by the guest agent after %s", time.Since(began).Round(time.Millisecond))
+		if round == 1 {
+			n.stop()
+			n.begin()
+			n.waitTakenUp()
+		}
+		inGuest(t, n, "cat /sys/class/net/*/address", "02:00:00:00:00:02")
+		inGuest(t, n, "cat /sys/class/net/*/mtu", "1300")
+		began = time.Now()
+		n.setState("blue", virtv1.InterfaceStateAbsent)
+		n.waitInterfacesLong("default")
+		t.Logf("unplugged after %s", time.Since(began).Round(time.Millisecond))
+		inGuest(t, n, "ls /sys/class/net | grep -c eth", "1")
+		n.edit(func(vmi *virtv1.VirtualMachineInstance) {
+			vmi.Spec.Domain.Devices.Interfaces, vmi.Spec.Networks = vmi.Spec.Domain.Devices.Interfaces[:1], vmi.Spec.Networks[:1]
+		})
+	}
+}
+
+// waitTakenUp waits until a new agent is connected to the guest.
+func (n *node) waitTakenUp() {
+	n.t.Helper()
+	eventually(n.t, "the machine", func() bool {
+		machine, err := n.driver.Machine("default", "vm-1")
+		return err == nil && machine.(*attached).check() == nil
+	})
+}
+
+func (n *node) waitInterfacesLong(want ...string) {
+	n.t.Helper()
+	waitLong(n.t, "interfaces "+strings.Join(want, ", "), func() error {
+		var got []string
+		for _, i := range n.vmi().Status.Interfaces {
+			got = append(got, i.Name)
+		}
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("interfaces %q", got)
+		}
+		return nil
+	})
+}
+
 func checkRestart(t *testing.T, n *node, ask func(netip.Prefix, string) (string, error)) {
 	n.stop()
 	if _, err := ask(podlab.PodV4, "/healthz"); err != nil {
@@ -294,10 +361,7 @@ func checkRestart(t *testing.T, n *node, ask func(netip.Prefix, string) (string,
 	}
 	began := time.Now()
 	n.begin()
-	eventually(t, "the machine", func() bool {
-		machine, err := n.driver.Machine("default", "vm-1")
-		return err == nil && machine.(*attached).check() == nil
-	})
+	n.waitTakenUp()
 	t.Logf("taken up after %s", time.Since(began).Round(time.Millisecond))
 	inGuest(t, n, "udhcpc -i eth0 -n -q -f 2>&1 || udhcpc -i $(ls /sys/class/net | grep -v lo | head -1) -n -q -f 2>&1", "10.0.2.2")
 	if _, err := ask(podlab.PodV6, "/healthz"); err != nil {

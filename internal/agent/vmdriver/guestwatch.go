@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"patchbay/internal/agent/credentials"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/qemu/qga"
 )
@@ -34,6 +35,24 @@ func (g *guestWatch) start() {
 	g.cancel = cancel
 	g.d.update(func(s *vmstate.Domain) { s.Guest = &vmstate.Guest{} })
 	g.running.Go(func() { g.poll(ctx) })
+	if credentials.NeedAgent(g.d.credentials) {
+		g.running.Go(func() { g.letIn(ctx) })
+	}
+}
+
+// letIn keeps the guest's users as the access credentials say.
+func (g *guestWatch) letIn(ctx context.Context) {
+	keeper := credentials.Keeper{
+		Credentials: g.d.credentials, Dir: g.d.secrets, Guest: g.d.agent,
+		Report: func(err error) {
+			access := &vmstate.Access{}
+			if err != nil {
+				access.Failure = err.Error()
+			}
+			g.d.update(func(s *vmstate.Domain) { s.Access = access })
+		},
+	}
+	keeper.Run(ctx)
 }
 
 func (g *guestWatch) stop() {
@@ -43,7 +62,7 @@ func (g *guestWatch) stop() {
 	g.cancel()
 	g.cancel = nil
 	g.running.Wait()
-	g.d.update(func(s *vmstate.Domain) { s.Guest = nil })
+	g.d.update(func(s *vmstate.Domain) { s.Guest, s.Access = nil, nil })
 }
 
 func (g *guestWatch) poll(ctx context.Context) {

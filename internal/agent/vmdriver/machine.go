@@ -29,6 +29,7 @@ type machine struct {
 	podUID   types.UID        // that dir is of
 	accel    qemu.Accelerator // that the pod was given
 	task     *task
+	plug     plugTask
 	failed   int // tasks that failed in a row
 	failure  *vmstate.Failure
 	ended    *vmstate.Ended
@@ -95,6 +96,7 @@ func (m *machine) wait(ctx context.Context, wake time.Time) {
 // turn observes, decides and acts once.
 func (m *machine) turn(ctx context.Context) (wake time.Time, done bool) {
 	m.collectTask()
+	m.collectPlugging()
 	m.collectDomain()
 	o, err := m.observe(ctx)
 	switch {
@@ -140,6 +142,7 @@ func (m *machine) release() {
 		}
 		m.task = nil
 	}
+	m.stopPlugging()
 	if d := m.setDomain(nil); d != nil {
 		d.close()
 	}

@@ -38,6 +38,7 @@ func (m *machine) observe(ctx context.Context) (vmstate.Observed, error) {
 	o := vmstate.Observed{
 		Now: now(), Node: m.driver.Node, VMI: vmi,
 		Pod: m.describePod(pod), Ended: m.ended, Busy: m.task != nil, Failure: m.failure,
+		Plugging: m.plug.done != nil, NICFailure: m.plugFailure(vmi),
 	}
 	if _, d := m.current(); d != nil {
 		o.Domain = d.describe()
@@ -149,6 +150,7 @@ func (m *machine) collectDomain() {
 		return
 	}
 	m.setDomain(nil)
+	m.stopPlugging()
 	d.close()
 	if reason := d.shutdownReason(); reason != "" {
 		m.ended = &vmstate.Ended{Reason: reason}

@@ -12,6 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/agent/credentials"
+	"patchbay/internal/agent/guestnet"
+	"patchbay/internal/agent/podnet"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/launcher/client"
 	"patchbay/internal/launcher/protocol"
@@ -31,20 +34,23 @@ type takeUp struct {
 
 // start joins the NICs, has the launcher start QEMU with them, and attaches.
 func (t takeUp) start(ctx context.Context) (*domain, error) {
-	return t.run(ctx, Wirer.Open, t.launch)
+	return t.run(ctx, t.launch)
 }
 
 // attach takes up a guest that runs. No failure of it is final: the guest does not depend on this agent.
 func (t takeUp) attach(ctx context.Context) (*domain, error) {
-	d, err := t.run(ctx, Wirer.Refresh, func(context.Context, *client.RunDir, cards) (string, error) { return "", nil })
+	d, err := t.run(ctx, t.takeOver)
 	if err != nil {
 		return nil, NotYet(err)
 	}
 	return d, nil
 }
 
-// run joins the NICs, does what makes QEMU run, and connects to its monitor. Nothing is held when it fails.
-func (t takeUp) run(ctx context.Context, how wire, launch func(context.Context, *client.RunDir, cards) (string, error)) (_ *domain, err error) {
+// bringUp is what makes a domain in a pod's run directory.
+type bringUp func(ctx context.Context, dir *client.RunDir, pod podnet.Pod, dns guestnet.DNS) (*domain, error)
+
+// run prepares what every way to a domain needs. Nothing is held when it fails.
+func (t takeUp) run(ctx context.Context, bring bringUp) (_ *domain, err error) {
 	pod, ok := t.driver.Pods.Get(t.pod)
 	if !ok {
 		return nil, fmt.Errorf("the network of pod %s is not recorded", t.pod)
@@ -53,10 +59,8 @@ func (t takeUp) run(ctx context.Context, how wire, launch func(context.Context, 
 	if err != nil {
 		return nil, err
 	}
-	var all cards
 	defer func() {
 		if err != nil {
-			all.discard()
 			dir.Close()
 		}
 	}()
@@ -64,14 +68,95 @@ func (t takeUp) run(ctx context.Context, how wire, launch func(context.Context, 
 	if err != nil {
 		return nil, err
 	}
-	if all, err = t.driver.join(ctx, t.vmi, pod, dns, how); err != nil {
+	return bring(ctx, dir, pod, dns)
+}
+
+// launch joins every NIC, starts QEMU with them and connects to its monitor.
+func (t takeUp) launch(ctx context.Context, dir *client.RunDir, pod podnet.Pod, dns guestnet.DNS) (_ *domain, err error) {
+	all, err := t.driver.join(ctx, t.vmi, pod, dns, Wirer.Open)
+	if err != nil {
 		return nil, networkError(err)
 	}
-	machineType, err := launch(ctx, dir, all)
+	defer func() {
+		if err != nil {
+			all.discard()
+		}
+	}()
+	machineType, err := t.startQEMU(ctx, dir, all)
 	if err != nil {
 		return nil, err
 	}
-	return t.connect(ctx, dir, all, machineType)
+	monitor, err := dialMonitor(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return t.connect(ctx, dir, monitor, all, machineType)
+}
+
+// takeOver connects to the monitor of a QEMU that runs and takes up the NICs that it has: what an earlier agent was about to plug or
+// unplug is decided anew, later.
+func (t takeUp) takeOver(ctx context.Context, dir *client.RunDir, pod podnet.Pod, dns guestnet.DNS) (_ *domain, err error) {
+	monitor, err := dialMonitor(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	var all cards
+	defer func() {
+		if err != nil {
+			all.discard()
+			monitor.Close()
+		}
+	}()
+	has, err := plugged(ctx, monitor)
+	if err != nil {
+		return nil, err
+	}
+	vmi := t.vmi.DeepCopy()
+	for n, i := range vmi.Spec.Domain.Devices.Interfaces {
+		if !has[i.Name] {
+			vmi.Spec.Domain.Devices.Interfaces[n].State = virtv1.InterfaceStateAbsent
+		}
+	}
+	if all, err = t.driver.join(ctx, vmi, pod, dns, Wirer.Refresh); err != nil {
+		return nil, networkError(err)
+	}
+	for n := range all {
+		all[n].VMI = t.vmi
+	}
+	all = append(all, leaving(t.vmi, pod, dns, has)...)
+	return t.connect(ctx, dir, monitor, all, "")
+}
+
+// leaving are the NICs that the guest has and is to lose. Their networks may be gone already, so they are not taken up.
+func leaving(vmi *virtv1.VirtualMachineInstance, pod podnet.Pod, dns guestnet.DNS, has map[string]bool) (all cards) {
+	for _, i := range vmi.Spec.Domain.Devices.Interfaces {
+		if i.State != virtv1.InterfaceStateAbsent || !has[i.Name] {
+			continue
+		}
+		if nic, err := newNIC(vmi, i, pod, dns); err == nil {
+			all = append(all, card{NIC: nic, Wired: &Wired{MAC: nic.MAC}})
+		}
+	}
+	for name := range has {
+		if !slices.ContainsFunc(vmi.Spec.Domain.Devices.Interfaces, func(i virtv1.Interface) bool { return i.Name == name }) {
+			all = append(all, card{NIC: NIC{VMI: vmi, Interface: virtv1.Interface{Name: name}, Pod: pod}, Wired: &Wired{}})
+		}
+	}
+	return all
+}
+
+func dialMonitor(ctx context.Context, dir *client.RunDir) (qmp.Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, actLimit)
+	defer cancel()
+	conn, err := dir.Dial(ctx, protocol.QMPName)
+	if err != nil {
+		return qmp.Machine{}, err
+	}
+	monitor, err := qmp.New(ctx, conn)
+	if err != nil {
+		return qmp.Machine{}, err
+	}
+	return qmp.Machine{Monitor: monitor}, nil
 }
 
 // networkError tells critical errors of the pod's network from those that pass. A machine whose network cannot be set up must
@@ -85,8 +170,8 @@ func networkError(err error) error {
 	return final(fmt.Errorf("set up the pod's network for the guest: %w", err))
 }
 
-// launch has the launcher start QEMU, and tells the machine type.
-func (t takeUp) launch(ctx context.Context, dir *client.RunDir, all cards) (string, error) {
+// startQEMU has the launcher start QEMU, and tells the machine type.
+func (t takeUp) startQEMU(ctx context.Context, dir *client.RunDir, all cards) (string, error) {
 	if t.accel == qemu.KVM {
 		all.openVhost(t.driver.OpenVhost)
 	}
@@ -112,7 +197,7 @@ func (t takeUp) plan(ctx context.Context, all cards) (protocol.Start, error) {
 	if err != nil {
 		return protocol.Start{}, err
 	}
-	keys, err := t.driver.publicKeys(ctx, t.vmi)
+	keys, err := credentials.ForSeed(t.vmi.Spec.AccessCredentials, t.driver.secrets(t.pod))
 	if err != nil {
 		return protocol.Start{}, err
 	}
@@ -126,32 +211,25 @@ func (t takeUp) plan(ctx context.Context, all cards) (protocol.Start, error) {
 	return plan, nil
 }
 
-// connect attaches to QEMU's monitor and to the guest agent's channel.
-func (t takeUp) connect(ctx context.Context, dir *client.RunDir, all cards, machineType string) (*domain, error) {
+// connect attaches to the guest agent's channel. The monitor is closed when it fails.
+func (t takeUp) connect(ctx context.Context, dir *client.RunDir, machine qmp.Machine, all cards, machineType string) (*domain, error) {
 	limited, cancelLimit := context.WithTimeout(ctx, actLimit)
 	defer cancelLimit()
-	conn, err := dir.Dial(limited, protocol.QMPName)
-	if err != nil {
-		return nil, err
-	}
-	monitor, err := qmp.New(limited, conn)
-	if err != nil {
-		return nil, err
-	}
-	machine := qmp.Machine{Monitor: monitor}
 	status, err := machine.Status(limited)
 	if err != nil {
-		monitor.Close()
+		machine.Close()
 		return nil, err
 	}
 	agent, err := dir.Dial(limited, protocol.AgentName)
 	if err != nil {
-		monitor.Close()
+		machine.Close()
 		return nil, err
 	}
 	d := &domain{
 		monitor: machine, dir: dir, cards: all, agent: qga.New(agent), log: t.log, poke: make(chan struct{}, 1),
-		state: vmstate.Domain{RunState: status.State, Machine: machineType, NICs: all.describe()},
+		credentials: t.vmi.Spec.AccessCredentials, secrets: t.driver.secrets(t.pod),
+		state: vmstate.Domain{RunState: status.State, Machine: machineType, NICs: all.describe(),
+			WantsAccess: credentials.NeedAgent(t.vmi.Spec.AccessCredentials)},
 	}
 	if status.State == "shutdown" {
 		d.state.Rebooting = now() // only a soft reboot leaves QEMU like this

@@ -149,6 +149,7 @@ type cards []card
 type card struct {
 	NIC
 	*Wired
+	stop func() // ends Serve and waits for it; nil: it was not started
 }
 
 // wire is Wirer.Open or Wirer.Refresh.
@@ -231,6 +232,14 @@ func (d *Driver) LeaveNIC(ctx context.Context, nic NIC) error {
 	return nil
 }
 
+// attachment is the name of the attachment definition that the NIC was joined to; empty for the pod network.
+func (n NIC) attachment() string {
+	if n.Network.Multus == nil {
+		return ""
+	}
+	return n.Network.Multus.NetworkName
+}
+
 func newNIC(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface, pod podnet.Pod, dns guestnet.DNS) (NIC, error) {
 	n := slices.IndexFunc(vmi.Spec.Networks, func(n virtv1.Network) bool { return n.Name == i.Name })
 	if n < 0 {
@@ -277,7 +286,7 @@ func (all cards) describe() []vmstate.NIC {
 	nics := []vmstate.NIC{}
 	for _, c := range all {
 		nics = append(nics, vmstate.NIC{
-			Name: c.Interface.Name, MAC: c.Wired.MAC, IPs: c.IPs, PodInterface: c.PodInterface, Queues: c.Queues,
+			Name: c.Interface.Name, Network: c.attachment(), MAC: c.Wired.MAC, IPs: c.IPs, PodInterface: c.PodInterface, Queues: c.Queues,
 			LinkDown: c.Interface.State == virtv1.InterfaceStateLinkDown,
 		})
 	}

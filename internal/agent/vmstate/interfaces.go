@@ -37,7 +37,7 @@ func interfaces(vmi *virtv1.VirtualMachineInstance, d *Domain) []virtv1.VirtualM
 		reported = slices.Clone(d.Guest.Interfaces)
 	}
 	var all []virtv1.VirtualMachineInstanceNetworkInterface
-	for _, nic := range d.NICs {
+	for _, nic := range inOrder(vmi, d.NICs) {
 		seen := takeByMAC(&reported, nic.MAC)
 		all = append(all, describeNIC(vmi, nic, seen, before[nic.Name]))
 		delete(before, nic.Name)
@@ -45,6 +45,17 @@ func interfaces(vmi *virtv1.VirtualMachineInstance, d *Domain) []virtv1.VirtualM
 	all = append(all, onlyMultus(vmi, before)...)
 	all = podNetworkFirst(vmi, all)
 	return append(all, guestOnly(reported)...)
+}
+
+// inOrder puts NICs in the order of the specification: those that were plugged later stand at their place too.
+func inOrder(vmi *virtv1.VirtualMachineInstance, nics []NIC) []NIC {
+	place := map[string]int{}
+	for n, i := range vmi.Spec.Domain.Devices.Interfaces {
+		place[i.Name] = n - len(vmi.Spec.Domain.Devices.Interfaces)
+	}
+	nics = slices.Clone(nics)
+	slices.SortStableFunc(nics, func(a, b NIC) int { return place[a.Name] - place[b.Name] })
+	return nics
 }
 
 func describeNIC(vmi *virtv1.VirtualMachineInstance, nic NIC, seen *qga.Interface, before virtv1.VirtualMachineInstanceNetworkInterface) virtv1.VirtualMachineInstanceNetworkInterface {

@@ -26,6 +26,9 @@ type Observed struct {
 	Ended    *Ended   // nil while QEMU may be running
 	Busy     bool     // a Start or an Attach is under way
 	Failure  *Failure // of the last Start or Attach
+	// Plugging says that a SyncNICs is under way, and NICFailure why the last one did not do all that it should.
+	Plugging   bool
+	NICFailure *Failure
 }
 
 // Pod is the launcher's pod on this node.
@@ -51,7 +54,12 @@ type Domain struct {
 	RunState string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
 	Machine  string // machine type; empty: not known
 	NICs     []NIC
+	Released int    // how many network cards QEMU said are gone
 	Guest    *Guest // nil: no guest agent
+	// WantsAccess says that the guest agent is to give users their credentials.
+	WantsAccess bool
+	// Access is how the last attempt ended to give the guest's users their credentials; nil: there was none since the agent came.
+	Access *Access
 	// PowerButton is when it was pressed last; zero: never by this agent.
 	PowerButton time.Time
 	// Killed is when QEMU was last told to end at once.
@@ -63,11 +71,17 @@ type Domain struct {
 // NIC is a network card of a running QEMU.
 type NIC struct {
 	Name         string // of the interface in the VMI
+	Network      string // that it was joined to, by the name of its attachment definition; empty for the pod network
 	MAC          net.HardwareAddr
 	IPs          []netip.Addr // that the network gave, in the order of the cluster's families
 	PodInterface string
 	Queues       int
 	LinkDown     bool
+}
+
+// Access says how an attempt to give users their credentials ended.
+type Access struct {
+	Failure string // empty: it worked
 }
 
 // Guest is what the guest agent said last.

@@ -8,6 +8,7 @@ import (
 // Reasons of conditions that the node writes.
 const (
 	reasonSyncFailed     = "SyncFailed"
+	reasonPlugFailed     = "HotPlugNetworkInterfaceError"
 	reasonPausedByUser   = "PausedByUser"
 	reasonPausedIOError  = "PausedIOError"
 	reasonAgentCommands  = "MissingCommands"
@@ -22,8 +23,15 @@ var (
 	eventKilled     = Event{Type: corev1.EventTypeNormal, Reason: virtv1.ShuttingDown.String(), Message: "Signaled Deletion"}
 	eventShutDown   = Event{Type: corev1.EventTypeNormal, Reason: virtv1.Stopped.String(), Message: "The VirtualMachineInstance was shut down."}
 	eventCrashed    = Event{Type: corev1.EventTypeWarning, Reason: virtv1.Stopped.String(), Message: "The VirtualMachineInstance crashed."}
+	eventAccess     = Event{Type: corev1.EventTypeNormal, Reason: string(virtv1.AccessCredentialsSyncSuccess), Message: "Access credentials sync successful."}
 	messageAgentOld = "This guest agent doesn't support required basic commands"
 )
+
+const messageAgentOffline = "Guest agent is offline"
+
+func eventNoAccess(message string) Event {
+	return Event{Type: corev1.EventTypeWarning, Reason: string(virtv1.AccessCredentialsSyncFailed), Message: "Access credentials sync failed: " + message}
+}
 
 func eventFailed(message string) Event {
 	return Event{Type: corev1.EventTypeWarning, Reason: virtv1.SyncFailed.String(), Message: message}

@@ -47,7 +47,8 @@ func (s *step) dropCondition(kinds ...virtv1.VirtualMachineInstanceConditionType
 
 // clearRunning takes back what is only true of a running guest.
 func (s *step) clearRunning() {
-	s.dropCondition(virtv1.VirtualMachineInstancePaused, virtv1.VirtualMachineInstanceAgentConnected, virtv1.VirtualMachineInstanceUnsupportedAgent)
+	s.dropCondition(virtv1.VirtualMachineInstancePaused, virtv1.VirtualMachineInstanceAgentConnected, virtv1.VirtualMachineInstanceUnsupportedAgent,
+		virtv1.VirtualMachineInstanceAccessCredentialsSynchronized)
 }
 
 // describeStart writes what does not change while the guest runs.
@@ -63,6 +64,8 @@ func (s *step) describeStart() {
 func (s *step) describeDomain() {
 	s.describePause()
 	s.describeAgent()
+	s.describeAccess()
+	s.describePlugging()
 	if s.o.Domain.NICs != nil {
 		s.r.Status.Interfaces = interfaces(s.o.VMI, s.o.Domain)
 	}
@@ -95,4 +98,36 @@ func (s *step) describeAgent() {
 	if os := GuestOS(guest.OS); os != (virtv1.VirtualMachineInstanceGuestOSInfo{}) {
 		s.r.Status.GuestOSInfo = os
 	}
+}
+
+// describeAccess says whether the guest's users have the credentials that the instance names. A guest that boots has no agent yet,
+// which is no news.
+func (s *step) describeAccess() {
+	const kind = virtv1.VirtualMachineInstanceAccessCredentialsSynchronized
+	d := s.o.Domain
+	if !d.WantsAccess {
+		return
+	}
+	switch {
+	case d.Guest == nil:
+		s.setCondition(kind, false, "", messageAgentOffline)
+	case d.Access == nil:
+		return // the agent has just come; an earlier verdict stands
+	case d.Access.Failure == "":
+		s.tellChange(kind, eventAccess)
+		s.setCondition(kind, true, "", "")
+	default:
+		s.tellChange(kind, eventNoAccess(d.Access.Failure))
+		s.setCondition(kind, false, "", d.Access.Failure)
+	}
+}
+
+// tellChange tells an event if the condition does not say the same already.
+func (s *step) tellChange(kind virtv1.VirtualMachineInstanceConditionType, e Event) {
+	for _, c := range s.r.Status.Conditions {
+		if c.Type == kind && (c.Status == corev1.ConditionTrue) == (e == eventAccess) && (e == eventAccess || e == eventNoAccess(c.Message)) {
+			return
+		}
+	}
+	s.tell(e)
 }

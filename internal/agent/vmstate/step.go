@@ -44,6 +44,8 @@ const (
 	GiveUpReboot Action = "give up reboot"
 	// SetLinks gives every NIC the link state that its interface asks for.
 	SetLinks Action = "set links"
+	// SyncNICs plugs network cards that the instance has and the guest has not, and unplugs absent ones.
+	SyncNICs Action = "sync NICs"
 	// Release ends what this node serves to the guest: addresses, connections.
 	Release Action = "release"
 )
@@ -163,6 +165,7 @@ func (s *step) attend() {
 	if slices.ContainsFunc(d.NICs, func(n NIC) bool { return n.LinkDown != WantsLinkDown(s.o.VMI, n.Name) }) {
 		s.act(SetLinks)
 	}
+	s.syncNICs()
 }
 
 // WantsLinkDown says whether the interface of that name asks for a NIC without carrier.

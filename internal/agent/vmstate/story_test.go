@@ -118,6 +118,17 @@ func TestStories(t *testing.T) {
 		"deleted while paused": tell(runState("paused"), deleted),
 		"soft reboot": tell(scene{"a soft reboot is asked for", func(o *Observed) { o.Domain.Rebooting = o.Now }}, runState("shutdown"),
 			scene{"the guest was reset", func(o *Observed) { o.Domain.Rebooting, o.Domain.RunState = time.Time{}, "running" }}),
+		"access credentials": {podReady, starting, {"QEMU runs; users of the guest shall get SSH keys", func(o *Observed) {
+			running.change(o)
+			o.Domain.WantsAccess = true
+		}}, {"the guest agent comes", guest},
+			{"it knows no such user", func(o *Observed) { o.Domain.Access = &Access{Failure: `set the SSH keys of user "bob": no such user`} }},
+			{"still not", func(o *Observed) { o.Domain.Access = &Access{Failure: `set the SSH keys of user "bob": no such user`} }},
+			{"bob was made", func(o *Observed) { o.Domain.Access = &Access{} }},
+			{"and is kept", func(o *Observed) { o.Domain.Access = &Access{} }},
+			{"the guest reboots", func(o *Observed) { o.Domain.Guest, o.Domain.Access = nil, nil }},
+			{"the guest agent comes back", guest}, {"keys are set again", func(o *Observed) { o.Domain.Access = &Access{} }},
+			ended(Ended{Reason: qmp.GuestShutdown})},
 		"link down": tell(scene{"the interface's link is to go down", func(o *Observed) {
 			o.VMI.Spec.Domain.Devices.Interfaces[0].State = virtv1.InterfaceStateLinkDown
 		}}, scene{"it is down", func(o *Observed) { o.Domain.NICs[0].LinkDown = true }}),

@@ -36,6 +36,8 @@ type Input struct {
 	Programs Programs
 	// KernelDatapath is true when Open vSwitch forwards in the kernel.
 	KernelDatapath bool
+	// ExtraNICs is how many cards every node has besides the fabric's.
+	ExtraNICs int
 	// Images are archives that every node gets, and SandboxImage is the one that holds a pod's namespaces.
 	Images       []string
 	SandboxImage string
@@ -105,7 +107,7 @@ func (in Input) DatapathType() string {
 }
 
 func (in Input) fabric() fabric.Config {
-	return fabric.Config{Cluster: in.Cluster, MTU: in.Settings.FabricMTU, Userspace: !in.KernelDatapath}
+	return fabric.Config{Cluster: in.Cluster, MTU: in.Settings.FabricMTU, Userspace: !in.KernelDatapath, ExtraNICs: in.ExtraNICs}
 }
 
 // process fills in what processes have in common.

@@ -31,6 +31,9 @@ type Config struct {
 	// Userspace is true when Open vSwitch forwards in user space. It does not complete partial checksums, and it reads devices
 	// through packet sockets, so that the kernel must be kept from handling the same frames.
 	Userspace bool
+	// ExtraNICs is how many cards every node has besides NodeNIC. Each lies in a network of its own that joins the nodes and has no
+	// addresses: what becomes of it is the user's business.
+	ExtraNICs int
 }
 
 // EnsureControlPlane makes the fabric's namespace and its bridge.
@@ -57,6 +60,9 @@ func EnsureControlPlane(c Config) error {
 			if err := ensureAddress(h, bridge, addr); err != nil {
 				return err
 			}
+		}
+		if err := c.ensureExtraBridges(h, name); err != nil {
+			return err
 		}
 		// The control plane is the nodes' gateway; what it forwards may leave by the bridge that it came from.
 		return writeSysctls(name, map[string]string{
@@ -92,7 +98,10 @@ func EnsureNode(c Config, node layout.Node) error {
 	if err != nil {
 		return fmt.Errorf("plug %s into the fabric: %w", node.Name, err)
 	}
-	return inNamespace(node.Namespace(), func(h *netlink.Handle) error { return c.configureNIC(h, node) })
+	if err := inNamespace(node.Namespace(), func(h *netlink.Handle) error { return c.configureNIC(h, node) }); err != nil {
+		return err
+	}
+	return c.ensureExtraNICs(node)
 }
 
 // ensureCable makes the pair of devices. Both ends vanish together, so a missing NIC is the only thing to look for.

@@ -207,3 +207,29 @@ func hostState(t *testing.T, ns string) string {
 	t.Helper()
 	return inside(t, ns, "sh", "-c", "ip -br link; ip route; ip -6 route; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward")
 }
+
+// TestExtraNICs: cards of the user's own, with no address, in networks that join the nodes and nothing else.
+func TestExtraNICs(t *testing.T) {
+	c := testConfig(t, 1500)
+	c.ExtraNICs = 2
+	build(t, c)
+	one, two := c.Cluster.Node(1), c.Cluster.Node(2)
+	for _, node := range []layout.Node{one, two} {
+		for _, nic := range []string{"eth1", "eth2"} {
+			if got := inside(t, node.Namespace(), "ip", "-4", "-br", "addr", "show", nic); strings.Contains(got, "/") {
+				t.Errorf("%s of %s has addresses: %s", nic, node.Name, got)
+			}
+		}
+	}
+	inside(t, one.Namespace(), "ip", "addr", "add", "192.0.2.1/24", "dev", "eth1")
+	inside(t, two.Namespace(), "ip", "addr", "add", "192.0.2.2/24", "dev", "eth1")
+	inside(t, one.Namespace(), "ping", "-c1", "-W3", "192.0.2.2")
+	inside(t, one.Namespace(), "ip", "link", "set", "eth2", "down")
+	build(t, c) // as after a crash: what the user did stays
+	if got := inside(t, one.Namespace(), "ip", "-4", "-br", "addr", "show", "eth1"); !strings.Contains(got, "192.0.2.1/24") {
+		t.Errorf("the second time took the user's address: %s", got)
+	}
+	if got := inside(t, one.Namespace(), "ip", "link", "show", "eth2"); strings.Contains(got, ",UP") {
+		t.Errorf("the second time enabled what the user had disabled: %s", got)
+	}
+}

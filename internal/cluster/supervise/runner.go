@@ -134,7 +134,7 @@ func (r *runner) waitForOthers(ctx context.Context) error {
 // step does a unit without a process. It stays ready until the supervisor ends.
 func (r *runner) step(ctx context.Context) (message string, again bool) {
 	r.set(Starting, "")
-	if err := r.unit.Prepare(ctx); err != nil {
+	if err := r.prepare(ctx); err != nil {
 		return err.Error(), true
 	}
 	r.set(Ready, "")
@@ -142,6 +142,17 @@ func (r *runner) step(ctx context.Context) (message string, again bool) {
 	<-ctx.Done()
 	r.waitForDependents()
 	return "", false
+}
+
+// prepare counts how often it failed in a row; whoever waits for the unit gives up some time.
+func (r *runner) prepare(ctx context.Context) error {
+	err := r.unit.Prepare(ctx)
+	if err == nil {
+		r.state.Failures = 0
+	} else if ctx.Err() == nil {
+		r.state.Failures++
+	}
+	return err
 }
 
 // adopt finds the process that an earlier supervisor started. One that runs another command or an older version is stopped.
@@ -183,7 +194,7 @@ func (r *runner) adopt() (*handle, error) {
 func (r *runner) start(ctx context.Context) (*handle, error) {
 	r.set(Starting, "")
 	if r.unit.Prepare != nil {
-		if err := r.unit.Prepare(ctx); err != nil {
+		if err := r.prepare(ctx); err != nil {
 			return nil, fmt.Errorf("prepare %s: %w", r.unit.Name, err)
 		}
 	}

@@ -57,6 +57,7 @@ type State struct {
 	Process  *Process `json:"process,omitempty"`
 	Adopted  bool     `json:"adopted,omitempty"`  // started by an earlier supervisor
 	Restarts int      `json:"restarts"`           // starts after the first one
+	Failures int      `json:"failures,omitempty"` // preparations in a row that failed
 	LastExit string   `json:"lastExit,omitempty"` // how the process ended the last time
 	Message  string   `json:"message,omitempty"`  // why it is not ready
 	Log      string   `json:"log,omitempty"`

@@ -7,7 +7,10 @@
 package protocol
 
 import (
+	"crypto/sha1"
+	"encoding/hex"
 	"encoding/json"
+	"strings"
 	"time"
 )
 
@@ -39,6 +42,17 @@ const (
 	// KernelBootVolume is the directory in VolumesDir where kernelBoot's image is mounted.
 	KernelBootVolume = "kernel-boot"
 )
+
+// CredentialVolume is the name of the pod's volume that holds a secret of access credentials. Names of secrets may have dots and be
+// longer than those of volumes.
+func CredentialVolume(secret string) string {
+	name := secret + "-access-cred"
+	if len(name) <= 63 && !strings.Contains(name, ".") {
+		return name
+	}
+	sum := sha1.Sum([]byte(name))
+	return "access-cred-" + hex.EncodeToString(sum[:])
+}
 
 // Request is one of its fields.
 type Request struct {

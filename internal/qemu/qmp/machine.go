@@ -87,12 +87,40 @@ func (m Machine) PlugNIC(ctx context.Context, nic NIC) (err error) {
 	return nil
 }
 
+func fileName(netdev, kind string, n int) string { return fmt.Sprintf("%s-%s%d", netdev, kind, n) }
+
+// ForgetNIC removes what a PlugNIC that was cut short, by the caller's own end, may have left of a NIC that has no device: the backend, and
+// descriptors that wait for one. Nothing left is no error.
+func (m Machine) ForgetNIC(ctx context.Context, netdev string) error {
+	if err := m.do(ctx, "netdev_del", map[string]any{"id": netdev}); err != nil && !notFound(err) {
+		return err
+	}
+	for _, kind := range []string{tapFile, vhostFile} {
+		for n := 0; ; n++ {
+			err := m.do(ctx, "closefd", map[string]any{"fdname": fileName(netdev, kind, n)})
+			if notFound(err) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Kinds of files in fileName.
+const (
+	tapFile   = "tap"
+	vhostFile = "vhost"
+)
+
 type fileNames struct{ taps, vhosts []string }
 
 func (m Machine) giveFiles(ctx context.Context, nic NIC) (names fileNames, err error) {
 	give := func(kind string, files []*os.File) (given []string, err error) {
 		for i, file := range files {
-			name := fmt.Sprintf("%s-%s%d", nic.Netdev, kind, i)
+			name := fileName(nic.Netdev, kind, i)
 			if err := m.Execute(ctx, Command{Name: "getfd", Args: map[string]any{"fdname": name}, File: file}, nil); err != nil {
 				return given, err
 			}
@@ -100,8 +128,8 @@ func (m Machine) giveFiles(ctx context.Context, nic NIC) (names fileNames, err e
 		}
 		return given, nil
 	}
-	if names.taps, err = give("tap", nic.Taps); err == nil {
-		names.vhosts, err = give("vhost", nic.Vhosts)
+	if names.taps, err = give(tapFile, nic.Taps); err == nil {
+		names.vhosts, err = give(vhostFile, nic.Vhosts)
 	}
 	if err != nil {
 		return names, errors.Join(err, m.takeFilesBack(ctx, names))

@@ -10,14 +10,37 @@ import (
 // peripherals is where QEMU's object tree holds the devices that have an id.
 const peripherals = "/machine/peripheral"
 
+// Devices lists the ids of all devices that have one.
+func (m Machine) Devices(ctx context.Context) ([]string, error) {
+	children, err := m.children(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, child := range children {
+		if strings.HasPrefix(child.Type, "child<") {
+			ids = append(ids, child.Name)
+		}
+	}
+	return ids, nil
+}
+
+// child is an entry of QEMU's object tree.
+type child struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+}
+
+func (m Machine) children(ctx context.Context) (all []child, err error) {
+	err = m.Execute(ctx, Command{Name: "qom-list", Args: map[string]any{"path": peripherals}}, &all)
+	return all, err
+}
+
 // Ports tells what sits in each PCI root port: the port's device id to the ids of the devices behind it, an empty list when there
 // are none. It reads QEMU's object tree: query-pci goes by the bus numbers that the guest gave, and shows nothing before it has.
 func (m Machine) Ports(ctx context.Context) (map[string][]string, error) {
-	var children []struct {
-		Name string `json:"name"`
-		Type string `json:"type"`
-	}
-	if err := m.Execute(ctx, Command{Name: "qom-list", Args: map[string]any{"path": peripherals}}, &children); err != nil {
+	children, err := m.children(ctx)
+	if err != nil {
 		return nil, err
 	}
 	ports := map[string][]string{}

@@ -9,10 +9,6 @@ import (
 	"patchbay/internal/launcher/protocol"
 )
 
-// credentialSuffix follows a secret's name in the name of the volume that holds access credentials. The node's agent reads
-// them there, so that it needs no right to read secrets.
-const credentialSuffix = "-access-cred"
-
 // volumeSet is what volumes add to a pod.
 type volumeSet struct {
 	volumes     []corev1.Volume
@@ -176,7 +172,8 @@ func (s *volumeSet) secretFiles(name, secretName string) {
 	s.add(name, path.Join(protocol.VolumesDir, name), secret(secretName, nil), true)
 }
 
-// credential mounts the secret of an access credential, once however many credentials share it.
+// credential mounts the secret of an access credential, once however many credentials share it. The node's agent reads it
+// there, so that it needs no right to read secrets.
 func (s *volumeSet) credential(c virtv1.AccessCredential) {
 	var source *virtv1.AccessCredentialSecretSource
 	switch {
@@ -188,7 +185,7 @@ func (s *volumeSet) credential(c virtv1.AccessCredential) {
 	if source == nil {
 		return
 	}
-	name := ID(source.SecretName + credentialSuffix)
+	name := protocol.CredentialVolume(source.SecretName)
 	for _, v := range s.volumes {
 		if v.Name == name {
 			return

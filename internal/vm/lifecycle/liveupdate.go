@@ -25,7 +25,7 @@ func (s *vmStep) updateLive() error {
 		return nil // an earlier verdict stands
 	}
 	template := s.vm.Spec.Template.Spec.DeepCopy()
-	if err := s.view.Settings.defaultNetwork(template); err != nil {
+	if err := s.view.Settings.defaultNetwork(s.vm.Namespace, template); err != nil {
 		return err
 	}
 	why := restartReason(s.view.Settings, &s.view.Started.Template.Spec, template)
@@ -141,7 +141,9 @@ func (p *interfacePlan) add(nic virtv1.Interface, network virtv1.Network) {
 	case nic.State == virtv1.InterfaceStateAbsent:
 	case network.Pod != nil:
 		p.restart = textRestartRequired
-	case (nic.Bridge == nil && nic.SRIOV == nil) || network.Multus == nil || network.Multus.Default:
+	case nic.SRIOV != nil:
+		p.restart = fmt.Sprintf("interface %s waits for a restart: an SR-IOV interface cannot be plugged into a running guest", nic.Name)
+	case nic.Bridge == nil || network.Multus == nil || network.Multus.Default:
 		// Takes effect with the next start; the field does not call that a required restart.
 	case len(p.interfaces) >= hotPlugSlots:
 		p.restart = fmt.Sprintf("interface %s waits for a restart: all %d slots for network interfaces are taken", nic.Name, hotPlugSlots)

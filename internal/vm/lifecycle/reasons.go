@@ -25,6 +25,8 @@ const (
 
 	textNoInstance      = "VMI does not exist"
 	textRestartRequired = "a non-live-updatable field was changed in the template spec"
+	textPluggingInPlace = "network interfaces are being plugged or unplugged in place"
+	textPlugByMigration = "network interfaces could not be plugged or unplugged in place within 15 s; a migration does it"
 	textFewerSockets    = "Reduction of CPU socket count requires a restart"
 	textTooManySockets  = "CPU sockets updated in template spec to a value higher than what's available"
 	textNoPod           = "virt-launcher pod has not yet been scheduled"

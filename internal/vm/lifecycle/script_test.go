@@ -270,6 +270,19 @@ func (w *world) kubelet(args []string) error {
 	case "ready", "unready":
 		status := map[string]corev1.ConditionStatus{"ready": corev1.ConditionTrue, "unready": corev1.ConditionFalse}[args[0]]
 		setPodCondition(pod, corev1.PodCondition{Type: corev1.PodReady, Status: status})
+	case "attached": // to its own network and so many more, by their names in the instance
+		list := []attached{{Name: "ovn-kubernetes", Interface: "eth0", Default: true}}
+		for _, name := range args[1:] {
+			list = append(list, attached{Name: "shop/" + name, Interface: launcherpod.InterfaceName(name)})
+		}
+		text, err := json.Marshal(list)
+		if err != nil {
+			return err
+		}
+		if pod.Annotations == nil {
+			pod.Annotations = map[string]string{}
+		}
+		pod.Annotations[attachedAnnotation] = string(text)
 	case "succeeded", "failed":
 		w.endPod(pod, args)
 	case "gone":
@@ -310,9 +323,20 @@ func (w *world) agent(args []string) error {
 	case "unpaused":
 		removeVMICondition(w.vmi, virtv1.VirtualMachineInstancePaused)
 	case "plugged":
-		w.vmi.Status.Interfaces = append(w.vmi.Status.Interfaces, virtv1.VirtualMachineInstanceNetworkInterface{Name: args[1]})
+		for i := range w.vmi.Status.Interfaces {
+			if w.vmi.Status.Interfaces[i].Name == args[1] {
+				w.vmi.Status.Interfaces[i].InfoSource = "domain, multus-status"
+				w.touch(w.vmi)
+				return nil
+			}
+		}
+		w.vmi.Status.Interfaces = append(w.vmi.Status.Interfaces, virtv1.VirtualMachineInstanceNetworkInterface{Name: args[1], InfoSource: "domain"})
 	case "unplugged":
-		w.vmi.Status.Interfaces = nil
+		for i := range w.vmi.Status.Interfaces {
+			if w.vmi.Status.Interfaces[i].Name == args[1] {
+				setSource(&w.vmi.Status.Interfaces[i], fromDomain, false)
+			}
+		}
 	case "migratable":
 		setVMICondition(w.vmi, now, virtv1.VirtualMachineInstanceCondition{Type: virtv1.VirtualMachineInstanceIsMigratable, Status: corev1.ConditionTrue})
 	case "migrating":

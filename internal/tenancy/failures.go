@@ -1,0 +1,43 @@
+package tenancy
+
+import (
+	"strings"
+	"sync"
+)
+
+// failures are the networks whose rows the overlay refused.
+type failures struct {
+	mu        sync.Mutex
+	byNetwork map[string]error
+}
+
+func (f *failures) set(network string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		delete(f.byNetwork, network)
+		return
+	}
+	f.byNetwork[network] = err
+}
+
+func (f *failures) of(network string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.byNetwork[network]
+}
+
+// Report tells that the overlay refused the rows of an owner, or with nil that it takes them after all; it is for
+// ovn.Config.Report.
+func (t *Tenancy) Report(owner string, err error) {
+	network, ok := strings.CutPrefix(owner, "network/")
+	if !ok {
+		return
+	}
+	t.failed.set(network, err)
+	if name, ok := strings.CutPrefix(network, "cluster_udn_"); ok {
+		t.wakeC.wake(request("", name))
+	} else if namespace, name, ok := strings.Cut(network, "_"); ok {
+		t.wakeUDN.wake(request(namespace, name))
+	}
+}
