@@ -27,6 +27,8 @@ type Config struct {
 	Reader client.Reader
 	// Settings are the cluster's.
 	Settings settings.Settings
+	// MACs completes the addresses of NICs; without it nobody does.
+	MACs MACs
 	// NewID makes firmware identifiers; random ones when nil.
 	NewID NewID
 }
@@ -40,7 +42,7 @@ type Server struct {
 // NewServer makes a handler of everything below Prefix.
 func NewServer(config Config) *Server {
 	s := &Server{config: config, mux: http.NewServeMux()}
-	for _, hook := range s.webhooks() {
+	for _, hook := range append(s.webhooks(), s.macWebhooks()...) {
 		s.mux.HandleFunc("POST "+Prefix+hook.path, review(hook.decide))
 	}
 	return s
