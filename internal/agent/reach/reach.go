@@ -73,6 +73,22 @@ func (r *Reach) Recover(ctx context.Context) error {
 	return r.Ports.Unplug(ctx, names...)
 }
 
+// Close removes the namespaces; the devices in them go along.
+func (r *Reach) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for _, d := range r.networks {
+		d.mu.Lock()
+		if d.space != nil {
+			errs = append(errs, d.space.Close())
+			d.space = nil
+		}
+		d.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
 // Times of one Dial. The port takes a moment to work after it was made, and its first packets are lost.
 const (
 	dialLimit = 10 * time.Second
