@@ -165,7 +165,6 @@ func TestLayer2(t *testing.T) {
 	overlay(t, ns, "plain", ns+"-plain", "")
 	vm := attached{name: "app-01", node: "node-1", nics: []string{"secondary=blue-l2"}, data: static("eth0", "192.168.100.1/24")}.apply(t, ns)
 	attached{name: "app-02", node: "node-2", nics: []string{"secondary=also-blue"}, data: static("eth0", "192.168.100.2/24")}.apply(t, other)
-	attached{name: "plain", node: "node-2", nics: []string{"plain=plain"}}.apply(t, ns)
 	first, second := cluster.Guest(t, ns, "app-01"), cluster.Guest(t, other, "app-02")
 
 	t.Run("9.5.1.1-K1 create prints the object", func(t *testing.T) {
@@ -205,6 +204,7 @@ func TestLayer2(t *testing.T) {
 			t.Errorf("the guest's MTU is %s", out)
 		}
 	})
+	attached{name: "plain", node: "node-2", nics: []string{"plain=plain"}}.apply(t, ns)
 	t.Run("9.5.1.1-C6 without an MTU it is the underlay's less the overlay's", func(t *testing.T) {
 		guest := cluster.Guest(t, ns, "plain")
 		want := cluster.LauncherPod(t, cluster.Running(t, ns, "plain"))
@@ -258,8 +258,6 @@ func TestLayer2Addresses(t *testing.T) {
 		"option subnet 255.255.255.0\n' > conf && (busybox udhcpd -f conf >log 2>&1 &)")
 	dhcp := "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n"
 	attached{name: "dhcp", node: "node-1", nics: []string{"lan=lan"}, data: dhcp}.apply(t, ns)
-	attached{name: "three", node: "node-1", nics: []string{"default=", "lan=lan", "addressed=addressed"},
-		data: "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n  eth1:\n    addresses: [192.168.50.2/24]\n  eth2:\n    dhcp4: true\n"}.apply(t, ns)
 	peer := podOn(t, ns, "peer", "node-2", "addressed")
 
 	t.Run("9.5.1.1-C9 by DHCP, from a server in a pod on another node", func(t *testing.T) {
@@ -267,6 +265,8 @@ func TestLayer2Addresses(t *testing.T) {
 		guest.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 192.168.50."))
 		guest.Eventually(cluster, soon, "ping -c2 -W3 192.168.50.1", contains(" 0% packet loss"))
 	})
+	attached{name: "three", node: "node-1", nics: []string{"default=", "lan=lan", "addressed=addressed"},
+		data: "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n  eth1:\n    addresses: [192.168.50.2/24]\n  eth2:\n    dhcp4: true\n"}.apply(t, ns)
 	three := cluster.Guest(t, ns, "three")
 	t.Run("9.5.1.1-C9 by a static setting", func(t *testing.T) {
 		three.Eventually(cluster, boot, "ip -4 -o addr show eth1", contains("192.168.50.2/24"))
