@@ -54,6 +54,7 @@ type Domain struct {
 	RunState string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
 	Machine  string // machine type; empty: not known
 	NICs     []NIC
+	Frozen   bool   // the guest's file systems
 	Released int    // how many network cards QEMU said are gone
 	Guest    *Guest // nil: no guest agent
 	// WantsAccess says that the guest agent is to give users their credentials.
