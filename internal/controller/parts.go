@@ -36,6 +36,7 @@ func Parts() []Part {
 		{"admission", addAdmission},
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
+		{"metrics", addMetrics},
 		{"network", addNetwork},
 		{"tenancy", addTenancy},
 		{"volumes", addVolumes},
@@ -64,7 +65,11 @@ func addConfiguration(_ context.Context, h *Host) error {
 // addAdmission serves the webhooks and registers them; until then nothing asks them, so no object is refused for want of us.
 func addAdmission(_ context.Context, h *Host) error {
 	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient()})
+	macs, err := newMACPool(h)
+	if err != nil {
+		return err
+	}
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)

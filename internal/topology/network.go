@@ -72,8 +72,11 @@ func (n Network) ids() map[string]string {
 }
 
 func networkSwitch(n Network) nb.Row {
-	name := NetworkSwitch(n.Name)
-	return nb.NewRow(nb.LogicalSwitchTable, name, &nb.LogicalSwitch{Name: name, ExternalIDs: n.ids()})
+	row := &nb.LogicalSwitch{Name: NetworkSwitch(n.Name), ExternalIDs: n.ids()}
+	if n.HasRouter() {
+		row.LoadBalancerGroup = []string{nb.Ref{Table: nb.LoadBalancerGroupTable, Key: TenantServiceGroup}.UUID()}
+	}
+	return nb.NewRow(nb.LogicalSwitchTable, row.Name, row)
 }
 
 // physicalPort connects the switch with the bridge that each node maps to the physical network.

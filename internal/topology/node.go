@@ -19,8 +19,12 @@ func NodeRows(n Node) []nb.Row {
 	rows := []nb.Row{nodeSwitch(n.Name)}
 	rows = append(rows, nodeRouterPort(n)...)
 	rows = append(rows, managementPort(n))
+	rows = append(rows, lockedNeighbours(n)...)
+	// Node ports lead to services of all networks: from the node itself, or from another node to the gateway here.
+	rows = append(rows, lostService(n.Name, n.Subnets, ManagementPort(n.Name), "stor-"+n.Name)...)
 	for _, subnet := range n.Subnets {
 		rows = append(rows, egressPolicy(n.Name, subnet), probesACL(n.Name, subnet))
+		rows = append(rows, managementPolicies(n.Name, subnet)...)
 	}
 	return rows
 }

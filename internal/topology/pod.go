@@ -21,6 +21,8 @@ type Pod struct {
 	UID       types.UID
 	Node      string
 	Network   podnetworks.Network
+	// OpenPorts are those that others of the default network reach although a tenant's network is the pod's primary one.
+	OpenPorts []OpenPort
 }
 
 // PodRows are the pod's logical port.
@@ -30,7 +32,7 @@ func PodRows(p Pod) []nb.Row {
 		ips = append(ips, ip.Addr())
 	}
 	addresses := portAddresses(p.Network.MAC, ips)
-	return []nb.Row{switchPort(p.Node, &nb.LogicalSwitchPort{
+	return lockedLeg(p, switchPort(p.Node, &nb.LogicalSwitchPort{
 		Name:         PodPort(p.Namespace, p.Name),
 		Addresses:    []string{addresses},
 		PortSecurity: []string{addresses + " " + linkLocal},
@@ -41,5 +43,5 @@ func PodRows(p Pod) []nb.Row {
 			"iface-id-ver": string(p.UID),
 		},
 		ExternalIDs: map[string]string{"namespace": p.Namespace, "pod": "true"},
-	})}
+	}))
 }

@@ -26,7 +26,9 @@ type Service struct {
 	Affinity bool
 	// AnyReadiness takes endpoints whether they are ready or not (publishNotReadyAddresses).
 	AnyReadiness bool
-	Ports        []ServicePort
+	// ForTenants lets the networks of tenants use the service as well. Its endpoints must be outside the overlay.
+	ForTenants bool
+	Ports      []ServicePort
 }
 
 // ServicePort is one port of a service.
@@ -63,7 +65,11 @@ func ServiceRows(s Service, nodes []string) []nb.Row {
 		}
 		if vips := s.vips(protocol, everywhere, ""); len(vips) > 0 {
 			group := nb.Ref{Table: nb.LoadBalancerGroupTable, Key: ServiceGroup}
-			rows = append(rows, s.loadBalancer(protocol, "cluster", vips).In(group, "load_balancer"))
+			row := s.loadBalancer(protocol, "cluster", vips).In(group, "load_balancer")
+			if s.ForTenants {
+				row = row.In(nb.Ref{Table: nb.LoadBalancerGroupTable, Key: TenantServiceGroup}, "load_balancer")
+			}
+			rows = append(rows, row)
 		}
 		if !s.InternalLocal {
 			continue

@@ -38,6 +38,7 @@ func TestService(t *testing.T) {
 		"internal local":      {ClusterIPs: dual, InternalLocal: true, Ports: tcp(web)},
 		"local fallback":      {ClusterIPs: dual[:1], InternalLocal: true, Ports: tcp(mixed)},
 		"host network":        {ClusterIPs: dual[:1], Ports: tcp([]Endpoint{endpoint("172.30.0.1:6443", "", Ready)})},
+		"for tenants":         {ClusterIPs: dual, ForTenants: true, Ports: []ServicePort{{Protocol: "tcp", Port: 53, Endpoints: dns}}},
 		"without a clusterIP": {Ports: tcp(web)},
 	}
 	for name, s := range cases {

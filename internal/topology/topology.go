@@ -35,6 +35,10 @@ const (
 
 // Priorities of the cluster router's policies; the highest that matches decides.
 const (
+	policyForeign     = 1300 // service addresses are never reached from tenants' networks
+	policyEntry       = 1250 // to tenants' services through the gateway's node
+	policyManagement  = 1200 // between nodes and what is inside
+	policyIsolate     = 1100 // between tenants, and between them and the default network
 	policyInternal    = 1000 // destinations inside the overlay keep their route
 	policyLostService = 900  // a service address that no load balancer answered must not leave
 	policyEgress      = 100  // everything else leaves through the node it is on
@@ -81,16 +85,21 @@ func ClusterRows(s settings.Settings) []nb.Row {
 		// Every next hop is known from the rows; learning from ARP would cost a Southbound row per neighbour.
 		Options: map[string]string{"always_learn_from_arp_request": "false"},
 	})
-	rows := []nb.Row{router, global(), nb.NewRow(nb.LoadBalancerGroupTable, ServiceGroup, &nb.LoadBalancerGroup{Name: ServiceGroup})}
+	rows := []nb.Row{router, global(), lockedGroup()}
+	for _, group := range []string{ServiceGroup, TenantServiceGroup} {
+		rows = append(rows, nb.NewRow(nb.LoadBalancerGroupTable, group, &nb.LoadBalancerGroup{Name: group}))
+	}
+	rows = append(rows, lockedACLs()...)
 	rows = append(rows, transit(s)...)
 	for _, cidr := range s.ClusterCIDRs {
 		rows = append(rows, allowPolicy(cidr))
 		if transit, ok := sameFamily(transitRanges, cidr.Addr()); ok {
 			rows = append(rows, allowPolicy(transit), defaultRoute(transit))
+			rows = append(rows, isolationPolicies(cidr, transit)...)
 		}
 	}
 	for _, cidr := range s.ServiceCIDRs {
-		rows = append(rows, routerPolicy("lost-service/"+cidr.String(), &nb.LogicalRouterPolicy{
+		rows = append(rows, serviceSet(cidr), discardRoute(cidr), foreignServicePolicy(cidr), routerPolicy("lost-service/"+cidr.String(), &nb.LogicalRouterPolicy{
 			Priority: policyLostService, Action: nb.LogicalRouterPolicyActionDrop,
 			Match: family(cidr.Addr()) + ".dst == " + cidr.String(),
 		}))
@@ -114,12 +123,24 @@ func transit(s settings.Settings) []nb.Row {
 			networks = append(networks, netip.PrefixFrom(podnetworks.Gateway(r), r.Bits()).String())
 		}
 	}
-	mac := podnetworks.MAC(netip.MustParsePrefix(networks[0]).Addr())
 	return []nb.Row{
 		nb.NewRow(nb.LogicalSwitchTable, TransitSwitch, &nb.LogicalSwitch{Name: TransitSwitch}),
-		routerPort(&nb.LogicalRouterPort{Name: transitRouterPort, MAC: mac.String(), Networks: networks}),
+		routerPort(&nb.LogicalRouterPort{Name: transitRouterPort, MAC: clusterTransitMAC(), Networks: networks}),
 		switchRouterPort(TransitSwitch, transitSwitchPort, transitRouterPort),
 	}
+}
+
+// clusterTransitMAC is the cluster router's Ethernet address on the transit switch, whatever families the cluster has.
+func clusterTransitMAC() string {
+	return podnetworks.MAC(podnetworks.Gateway(transitRanges[0])).String()
+}
+
+// discardRoute ends what goes to service addresses that no load balancer answered and that no tenant's network has.
+func discardRoute(services netip.Prefix) nb.Row {
+	row := nb.NewRow(nb.LogicalRouterStaticRouteTable, ClusterRouter+"/"+services.String(), &nb.LogicalRouterStaticRoute{
+		IPPrefix: services.String(), Nexthop: "discard",
+	})
+	return row.In(nb.Ref{Table: nb.LogicalRouterTable, Key: ClusterRouter}, "static_routes")
 }
 
 // defaultRoute makes the policies see what leaves the overlay: OVN drops a packet without a route before it evaluates

@@ -29,6 +29,7 @@ type theLab struct {
 	nodes    []*labNode
 	pods     map[string]*labPod
 	services map[string][]nb.Row // by owner
+	tenants  map[string]*tenant
 	daemons  map[string]*daemon
 
 	store *ovn.Store
@@ -63,8 +64,8 @@ var (
 )
 
 func startLab() error {
-	lab = &theLab{settings: settings.Default(), pods: map[string]*labPod{}, services: map[string][]nb.Row{}, daemons: map[string]*daemon{}}
-	for _, step := range []func() error{lab.startFabric, lab.startCentral, lab.startNodes, lab.startStore, lab.startPods} {
+	lab = &theLab{settings: settings.Default(), pods: map[string]*labPod{}, services: map[string][]nb.Row{}, tenants: map[string]*tenant{}, daemons: map[string]*daemon{}}
+	for _, step := range []func() error{lab.startFabric, lab.startCentral, lab.startNodes, lab.startStore, lab.startPods, lab.startTenants} {
 		if err := step(); err != nil {
 			return errors.Join(err, lab.logs())
 		}
@@ -243,6 +244,7 @@ func (l *theLab) startStore() error {
 	southbound := &ovn.Southbound{Endpoint: ovn.Endpoint{Address: "unix:" + path("central", "sb.sock")}}
 	l.store = ovn.NewStore(ovn.Config{Dial: ovn.DialOVSDB(ovn.Endpoint{Address: "unix:" + path("central", "nb.sock")}, log), Gate: southbound, Log: log})
 	l.store.Set("cluster", topology.ClusterRows(l.settings))
+	l.store.Set("guard", topology.GuardRows())
 	for _, n := range l.nodes {
 		l.store.Set("node/"+n.Name, topology.NodeRows(n.Node))
 	}
@@ -251,6 +253,9 @@ func (l *theLab) startStore() error {
 	}
 	for owner, rows := range l.services {
 		l.store.Set(owner, rows)
+	}
+	for _, t := range l.tenants {
+		t.apply()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -292,10 +297,9 @@ ovs-vsctl --timeout=20 --db=unix:DIR/db.sock add-port br-int pb-mp0 -- set inter
 nsenter --net=/run/netns/NODE nft '
 add table inet egress
 add chain inet egress post { type nat hook postrouting priority 100; }
-add rule inet egress post oifname "br-phys" ip saddr 10.128.0.0/14 masquerade
-add rule inet egress post oifname "br-phys" ip6 saddr fd00:10:128::/48 masquerade
-add rule inet egress post oifname "pb-mp0" ip saddr != 10.128.0.0/14 masquerade
-add rule inet egress post oifname "pb-mp0" ip6 saddr != fd00:10:128::/48 masquerade'`))
+add rule inet egress post oifname "br-phys" ip saddr { 10.128.0.0/14, 100.64.0.0/16 } masquerade
+add rule inet egress post oifname "br-phys" ip6 saddr { fd00:10:128::/48, fd98::/64 } masquerade
+add rule inet egress post oifname "pb-mp0" masquerade'`))
 	if err != nil {
 		return err
 	}
@@ -303,7 +307,7 @@ add rule inet egress post oifname "pb-mp0" ip6 saddr != fd00:10:128::/48 masquer
 	for i, subnet := range n.Subnets {
 		gateway := podnetworks.Gateway(subnet)
 		port.IPs = append(port.IPs, netip.PrefixFrom(podnetworks.Management(subnet), subnet.Bits()))
-		for _, dest := range []netip.Prefix{l.settings.ClusterCIDRs[i], l.settings.ServiceCIDRs[i]} {
+		for _, dest := range []netip.Prefix{l.settings.ClusterCIDRs[i], l.settings.ServiceCIDRs[i], topology.Transit()[i]} {
 			port.Routes = append(port.Routes, link.Route{Dest: dest, Via: gateway})
 		}
 	}
@@ -316,7 +320,7 @@ add rule inet egress post oifname "pb-mp0" ip6 saddr != fd00:10:128::/48 masquer
 	})
 }
 
-func (l *theLab) startPod(name, node string, index int) error {
+func (l *theLab) startPod(name, node string, index int, edit ...func(*labPod)) error {
 	subnets := l.nodes[node[len(node)-1]-'1'].Subnets
 	p := &labPod{netns: name, Pod: topology.Pod{Namespace: "default", Name: name, UID: "uid-1", Node: node}}
 	p.Network = podnetworks.Network{MTU: l.settings.PodMTU}
@@ -325,13 +329,26 @@ func (l *theLab) startPod(name, node string, index int) error {
 		p.Network.Gateways = append(p.Network.Gateways, podnetworks.Gateway(subnets[i]))
 	}
 	p.Network.MAC = podnetworks.MAC(p.Network.IPs[0].Addr())
+	for _, change := range edit {
+		change(p)
+	}
 	l.pods[name] = p
 	l.store.Set("pod/"+name, topology.PodRows(p.Pod))
+	return l.plug(name, node, topology.PodPort("default", name), "uid-1", p.Network)
+}
+
+// plug makes a namespace with one interface and gives it a logical port.
+func (l *theLab) plug(name, node, port, version string, network podnetworks.Network) error {
 	if err := run("ip netns add " + name); err != nil {
 		return err
 	}
-	veth := link.Veth{Host: "v-" + name, Netns: namespace(name), Name: "eth0", MAC: p.Network.MAC, MTU: p.Network.MTU, IPs: p.Network.IPs}
-	for _, gateway := range p.Network.Gateways {
+	return l.connect(name, node, port, version, network)
+}
+
+// connect is plug for a namespace that exists.
+func (l *theLab) connect(name, node, port, version string, network podnetworks.Network) error {
+	veth := link.Veth{Host: "v-" + name, Netns: namespace(name), Name: "eth0", MAC: network.MAC, MTU: network.MTU, IPs: network.IPs}
+	for _, gateway := range network.Gateways {
 		unspecified := netip.IPv4Unspecified()
 		if gateway.Is6() {
 			unspecified = netip.IPv6Unspecified()
@@ -348,9 +365,13 @@ func (l *theLab) startPod(name, node string, index int) error {
 	if err != nil {
 		return err
 	}
+	ids := "external_ids:iface-id=" + port
+	if version != "" {
+		ids += " external_ids:iface-id-ver=" + version
+	}
 	db := "unix:" + path(node, "db.sock")
-	return run(fmt.Sprintf(`ovs-vsctl --timeout=20 --db=%s add-port br-int %s -- set interface %s external_ids:iface-id=%s external_ids:iface-id-ver=uid-1
-ovs-vsctl --timeout=20 --db=%s wait-until interface %s external_ids:ovn-installed=true`, db, veth.Host, veth.Host, topology.PodPort("default", name), db, veth.Host))
+	return run(fmt.Sprintf(`ovs-vsctl --timeout=20 --db=%s add-port br-int %s -- set interface %s %s
+ovs-vsctl --timeout=20 --db=%s wait-until interface %s external_ids:ovn-installed=true`, db, veth.Host, veth.Host, ids, db, veth.Host))
 }
 
 // dialFrom connects from inside a namespace.
