@@ -17,15 +17,11 @@ const module = "patchbay/"
 // its own concept and of lower layers; nothing of its own layer or above.
 var layers = [][]string{
 	{"cmd"},
-	{"internal/controller", "internal/quickstart"},
+	{"internal/controller", "internal/quickstart", "internal/vmctl"},
 	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/tenancy", "internal/vm"},
 	{"internal/guestshell", "internal/volume"},
-<<<<<<< HEAD
-	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool"},
-	{"internal/tenancy/attachment"},
-=======
 	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool", "internal/nmstate"},
->>>>>>> main
+	{"internal/tenancy/attachment"},
 	{"internal/netconf", "internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
 	{"internal/launcher/protocol", "internal/qemu/qmp"}, // what the agent's side and the pod's side share

@@ -105,6 +105,36 @@ func (c *Client) Forward(ctx context.Context, m Name, f Forwarding, address stri
 	if f.Protocol == "udp" {
 		return c.forwardDatagrams(ctx, m, f, local, listening, failed)
 	}
+	return serve(ctx, local, func() (io.ReadWriteCloser, error) { return c.Dial(ctx, m, f.Protocol, f.Remote) }, listening, failed)
+}
+
+// ForwardAll is Forward for several at a time; the first that cannot listen ends all.
+func (c *Client) ForwardAll(ctx context.Context, m Name, all []Forwarding, address string, listening func(Forwarding, int), failed func(error)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var running sync.WaitGroup
+	for _, f := range all {
+		running.Go(func() {
+			if err := c.Forward(ctx, m, f, address, func(port int) { listening(f, port) }, failed); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	running.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// ServeScreen listens for VNC viewers until ctx ends. One sees the screen at a time.
+func (c *Client) ServeScreen(ctx context.Context, m Name, address string, port uint16, listening func(int), failed func(error)) error {
+	local := net.JoinHostPort(address, strconv.Itoa(int(port)))
+	return serve(ctx, local, func() (io.ReadWriteCloser, error) { return c.Screen(ctx, m) }, listening, failed)
+}
+
+// serve joins each connection to a local address with a stream of its own.
+func serve(ctx context.Context, local string, dial func() (io.ReadWriteCloser, error), listening func(int), failed func(error)) error {
 	listener, err := net.Listen("tcp", local)
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", local, err)
@@ -124,7 +154,7 @@ func (c *Client) Forward(ctx context.Context, m Name, f Forwarding, address stri
 		}
 		serving.Go(func() {
 			defer conn.Close()
-			tunnel, err := c.Dial(ctx, m, f.Protocol, f.Remote)
+			tunnel, err := dial()
 			if err != nil {
 				failed(err)
 				return
