@@ -48,10 +48,10 @@ func addMachines(_ context.Context, h *Host) error {
 			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
 			vmdriver.BindingL2Bridge:   &vmdriver.Bridge{Log: log},
 		},
-		OpenVhost:   vmdriver.OpenVhostNet,
-		EFI:         &firmware,
-		Events:      recorder{h.Manager.GetEventRecorder("patchbay-agent")},
-		Log:         log,
+		OpenVhost: vmdriver.OpenVhostNet,
+		EFI:       &firmware,
+		Events:    recorder{h.Manager.GetEventRecorder("patchbay-agent")},
+		Log:       log,
 	})
 	if err := driver.AddToManager(h.Manager); err != nil {
 		return err

@@ -342,4 +342,3 @@ func pointers(values map[string]string) map[string]*string {
 	}
 	return out
 }
-

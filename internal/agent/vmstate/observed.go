@@ -75,6 +75,7 @@ type NIC struct {
 	Network      string // that it was joined to, by the name of its attachment definition; empty for the pod network
 	MAC          net.HardwareAddr
 	IPs          []netip.Addr // that the network gave, in the order of the cluster's families
+	Observed     []netip.Addr // that the guest was heard to use
 	PodInterface string
 	Queues       int
 	LinkDown     bool
