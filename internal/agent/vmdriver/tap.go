@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"patchbay/internal/agent/link"
+	"patchbay/internal/agent/neighbours"
+	"patchbay/internal/agent/netns"
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
 )
@@ -111,6 +113,7 @@ func (w *Taps) wired(nic NIC, i podnet.Interface) *Wired {
 	if nic.Interface.MacAddress != "" {
 		wired.MAC = nic.MAC
 	}
+	wired.Tap = neighbours.Tap{Netns: netns.Own, Device: tapName(nic), MAC: wired.MAC}
 	for _, ip := range i.IPs {
 		wired.IPs = append(wired.IPs, ip.Addr())
 	}

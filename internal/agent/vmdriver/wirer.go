@@ -13,6 +13,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/agent/guestnet"
+	"patchbay/internal/agent/neighbours"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/qemu"
@@ -64,6 +65,8 @@ type Wired struct {
 	// IPs are what the network gave, in the order of the cluster's families.
 	IPs          []netip.Addr
 	PodInterface string
+	// Tap is where the guest can be heard, if its addresses may be others than IPs; its zero value: nowhere.
+	Tap neighbours.Tap
 	// Serve does what the guest needs while it runs, until the context ends; nil: nothing.
 	Serve func(context.Context)
 	// Dial connects to a port of the guest from the pod; nil: the pod has no way to it.
