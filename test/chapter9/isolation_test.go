@@ -13,8 +13,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// tenantManifest is a primary network with the same ranges for everybody, and a web server on each node behind a Service.
-const tenantManifest = `
+// isolationManifest is a primary network with the same ranges for everybody, and a web server on each node behind a Service.
+const isolationManifest = `
 apiVersion: k8s.ovn.org/v1
 kind: UserDefinedNetwork
 metadata: {name: net}
@@ -32,7 +32,7 @@ spec:
   ports: [{name: http, port: 80, targetPort: 8080}]
 `
 
-const webManifest = `
+const isolationWebManifest = `
 apiVersion: v1
 kind: Pod
 metadata:
@@ -48,13 +48,13 @@ spec:
       command: [sh, -c, "while true; do echo {{.greeting}} | nc -l -p 8080 -w 1 >/dev/null 2>&1; done"]
 `
 
-// tenant is a namespace with a primary network of its own and two toolboxes on it.
-type tenant struct {
+// isolated is a namespace with a primary network of its own and two toolboxes on it.
+type isolated struct {
 	namespace string
 	boxes     []toolbox // on node-1 and node-2; their addresses are those of the network
 }
 
-func newTenant(t *testing.T) tenant {
+func newIsolated(t *testing.T) isolated {
 	t.Helper()
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-", Labels: map[string]string{"k8s.ovn.org/primary-user-defined-network": ""}}}
 	if err := cluster.Client.Create(t.Context(), ns); err != nil {
@@ -68,18 +68,18 @@ func newTenant(t *testing.T) tenant {
 			t.Errorf("delete namespace %s: %v", ns.Name, err)
 		}
 	})
-	out := tenant{namespace: ns.Name}
-	cluster.Apply(t, ns.Name, tenantManifest, nil)
+	out := isolated{namespace: ns.Name}
+	cluster.Apply(t, ns.Name, isolationManifest, nil)
 	for _, node := range []string{"node-1", "node-2"} {
 		box := pod(t, ns.Name, "box-"+node, node)
-		box.ips = primaryIPs(t, cluster.PodReady(t, ns.Name, box.name))
+		box.ips = isolatedIPs(t, cluster.PodReady(t, ns.Name, box.name))
 		out.boxes = append(out.boxes, box)
 	}
 	return out
 }
 
-// primaryIPs are a pod's addresses on its primary network, which its status does not say.
-func primaryIPs(t *testing.T, pod *corev1.Pod) []string {
+// isolatedIPs are a pod's addresses on its primary network, which its status does not say.
+func isolatedIPs(t *testing.T, pod *corev1.Pod) []string {
 	t.Helper()
 	var networks map[string]struct {
 		IPs  []netip.Prefix `json:"ip_addresses"`
@@ -102,25 +102,25 @@ func primaryIPs(t *testing.T, pod *corev1.Pod) []string {
 	return out
 }
 
-// pings tells whether an address answers.
-func (b toolbox) pings(ip string) bool {
+// reachesHost tells whether an address answers.
+func (b toolbox) reachesHost(ip string) bool {
 	_, err := b.run("ping -c3 -i0.3 -W2 " + ip)
 	return err == nil
 }
 
 // 9.1: what a primary network keeps apart, and what it does not.
 func TestPrimaryNetworkIsolation(t *testing.T) {
-	red, blue := newTenant(t), newTenant(t)
+	red, blue := newIsolated(t), newIsolated(t)
 	plain := cluster.Namespace(t)
 	box := pod(t, plain, "plain", "node-1")
 
 	t.Run("9.1.1-C1 a namespace with a network of its own", func(t *testing.T) {
-		for _, of := range []tenant{red, blue} {
+		for _, of := range []isolated{red, blue} {
 			for _, ip := range of.boxes[1].ips {
-				if !of.boxes[0].pings(ip) {
+				if !of.boxes[0].reachesHost(ip) {
 					t.Errorf("%s does not reach its neighbour at %s", of.namespace, ip)
 				}
-				if box.pings(ip) {
+				if box.reachesHost(ip) {
 					t.Errorf("the default network reaches %s at %s", of.namespace, ip)
 				}
 			}
@@ -128,19 +128,19 @@ func TestPrimaryNetworkIsolation(t *testing.T) {
 	})
 	t.Run("9.1.3-C2 apart without a policy", func(t *testing.T) {
 		legs := map[string][]string{}
-		for _, of := range []tenant{red, blue} {
+		for _, of := range []isolated{red, blue} {
 			for _, ip := range cluster.PodReady(t, of.namespace, of.boxes[0].name).Status.PodIPs {
 				legs[of.namespace] = append(legs[of.namespace], ip.IP)
 			}
 		}
 		for _, ip := range append(legs[red.namespace], legs[blue.namespace]...) {
-			if box.pings(ip) {
+			if box.reachesHost(ip) {
 				t.Errorf("the default network reaches a tenant's pod at %s", ip)
 			}
 		}
 		for _, from := range red.boxes {
 			for _, ip := range append(legs[blue.namespace], box.ips...) {
-				if from.pings(ip) {
+				if from.reachesHost(ip) {
 					t.Errorf("%s reaches %s", from.name, ip)
 				}
 			}
@@ -149,7 +149,7 @@ func TestPrimaryNetworkIsolation(t *testing.T) {
 	t.Run("9.1.3-C1 instead of the default network", func(t *testing.T) {
 		for _, from := range red.boxes {
 			for _, outside := range []string{"172.30.0.1", "fd00:172:30::1"} {
-				if !from.pings(outside) {
+				if !from.reachesHost(outside) {
 					t.Errorf("%s does not reach the outside at %s", from.name, outside)
 				}
 			}
@@ -161,12 +161,12 @@ func TestPrimaryNetworkIsolation(t *testing.T) {
 			}
 		}
 	})
-	testTenantService(t, red, blue, box)
+	testIsolatedService(t, red, blue, box)
 }
 
-func testTenantService(t *testing.T, red, blue tenant, box toolbox) {
+func testIsolatedService(t *testing.T, red, blue isolated, box toolbox) {
 	for _, node := range []string{"node-1", "node-2"} {
-		cluster.Apply(t, red.namespace, webManifest, map[string]string{"name": "web-" + node, "node": node, "greeting": "red"})
+		cluster.Apply(t, red.namespace, isolationWebManifest, map[string]string{"name": "web-" + node, "node": node, "greeting": "red"})
 		cluster.PodReady(t, red.namespace, "web-"+node)
 	}
 	var service corev1.Service
