@@ -170,6 +170,7 @@ func (s *sender) send() (taken bool, err error) {
 		word, err := talk.Hear(s.ctx)
 		s.heard <- heard{word, err}
 	})
+	s.takeBack(hello.Disks) // of an agent that was killed
 	defer s.takeBack(hello.Disks)
 	if err := s.copyDisks(hello.Disks); err != nil {
 		return false, err
@@ -188,16 +189,25 @@ type heard struct {
 
 // reasonOf prefers what the target has said to what followed from it.
 func (s *sender) reasonOf(err error) error {
+	if errors.Is(err, errAborted) || s.ctx.Err() != nil {
+		return err
+	}
 	select {
 	case last := <-s.heard:
 		var refusal *migration.Refusal
 		if errors.As(last.err, &refusal) {
 			return fmt.Errorf("the target node: %w", refusal)
 		}
-	default:
+		if last.err != nil {
+			return last.err
+		}
+	case <-time.After(reasonLimit):
 	}
 	return err
 }
+
+// reasonLimit is how much later than its effect a reason may be heard.
+const reasonLimit = 500 * time.Millisecond
 
 // reach connects to the target's agent, which may be about to be started again.
 func (s *sender) reach() (net.Conn, error) {

@@ -240,14 +240,18 @@ func (s *step) sendFailed(sending *Sending) {
 		ms.AbortStatus = virtv1.MigrationAbortSucceeded
 	}
 	s.failMigration(sending.Failure)
-	s.comeBack()
+	s.resume()
 }
 
 // comeBack lets a guest run that a failed migration has left stopped. While QEMU still ends the migration, it does so itself.
 func (s *step) comeBack() {
 	if s.o.Sending != nil {
-		s.act(ForgetSend)
+		s.act(ForgetSend) // not before the object says how it ended: the migration would begin again
 	}
+	s.resume()
+}
+
+func (s *step) resume() {
 	ms := s.o.VMI.Status.MigrationState
 	if s.o.Domain.RunState == "postmigrate" && ms != nil && ms.SourceNode == s.o.Node && s.o.GaveAway != ms.MigrationUID {
 		s.act(Continue)
