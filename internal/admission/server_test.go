@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -24,6 +26,7 @@ import (
 	"patchbay/api/crds"
 	"patchbay/internal/admission"
 	"patchbay/internal/cluster/bootstrap"
+	"patchbay/internal/settings"
 	"patchbay/test/apiserver"
 )
 
@@ -48,7 +51,7 @@ func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(
 	}
 	own := server.As(admission.ControllerUser) // everything must work with the rights of the controller
 	types := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, virtv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, virtv1.AddToScheme, nadv1.AddToScheme} {
 		if err := add(types); err != nil {
 			t.Fatal(err)
 		}
@@ -61,7 +64,7 @@ func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(
 		return c
 	}
 	admin = connect(server.Config)
-	hooks := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: connect(own)})
+	hooks := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: connect(own), Settings: settings.Default()})
 	pair := serve(t, hooks)
 	if err := hooks.Install(ctx, own, "https://"+apiserver.Address+":9443", pair); err != nil {
 		t.Fatal(err)
@@ -267,5 +270,52 @@ spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {app: web}, p
 	}
 	if want := "Warning: externalTrafficPolicy: Local causes downtime when a VM behind this Service live-migrates"; !strings.Contains(problems, want) {
 		t.Errorf("standard error %q lacks %q", problems, want)
+	}
+}
+
+// Published commands find a setting in the layout of any version, whichever the object was written in.
+func TestHyperConvergedHasBothLayouts(t *testing.T) {
+	ctx, _, _ := installed(t)
+	const manifest = `
+apiVersion: hco.kubevirt.io/v1beta1
+kind: HyperConverged
+metadata: {name: kubevirt-hyperconverged, namespace: default}
+spec:
+  kubeMacPoolConfiguration: {rangeStart: "02:00:00:00:00:00", rangeEnd: "02:00:00:00:00:FF"}
+  liveMigrationConfig: {network: %s}
+`
+	kubectl := func(stdin string, args ...string) string {
+		t.Helper()
+		out, problems, err := server.Kubectl(ctx, strings.NewReader(stdin), append(args, "-n", "default")...)
+		if err != nil {
+			t.Fatal(problems)
+		}
+		return out
+	}
+	network := func(path string) string {
+		return kubectl("", "get", "hco", "kubevirt-hyperconverged", "-o", "jsonpath={.spec."+path+"liveMigrationConfig.network}")
+	}
+	kubectl(fmt.Sprintf(manifest, "one"), "apply", "-f", "-")
+	for _, kind := range []string{"hco", "hyperconvergeds.v1beta1.hco.kubevirt.io", "hyperconvergeds.v1.hco.kubevirt.io"} {
+		const want = `{"rangeEnd":"02:00:00:00:00:FF","rangeStart":"02:00:00:00:00:00"}`
+		for _, section := range []string{"", "networking."} {
+			if got := kubectl("", "get", kind, "kubevirt-hyperconverged", "-o", "jsonpath={.spec."+section+"kubeMacPoolConfiguration}"); got != want {
+				t.Errorf("%s, %q: %s", kind, section, got)
+			}
+		}
+	}
+	kubectl("", "patch", "hco", "kubevirt-hyperconverged", "--type=merge", "-p", `{"spec":{"virtualization":{"liveMigrationConfig":{"network":"two"}}}}`)
+	if a, b := network(""), network("virtualization."); a != "two" || b != "two" {
+		t.Errorf("after an edit of v1's layout: %s, %s", a, b)
+	}
+	for _, how := range [][]string{{"apply", "-f", "-"}, {"replace", "-f", "-"}, {"apply", "--server-side", "--force-conflicts", "-f", "-"}} {
+		kubectl(fmt.Sprintf(manifest, how[0]), how...)
+		if a, b := network(""), network("virtualization."); a != how[0] || b != how[0] {
+			t.Errorf("after %v of v1beta1's layout: %s, %s", how, a, b)
+		}
+	}
+	kubectl("", "patch", "hco", "kubevirt-hyperconverged", "--type=json", "-p", `[{"op":"remove","path":"/spec/liveMigrationConfig"},{"op":"remove","path":"/spec/virtualization"}]`)
+	if a, b := network(""), network("virtualization."); a+b != "" {
+		t.Errorf("after a removal: %s, %s", a, b)
 	}
 }

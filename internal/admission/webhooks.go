@@ -8,8 +8,12 @@ import (
 	hooks "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apply "k8s.io/client-go/applyconfigurations/admissionregistration/v1"
+	applymeta "k8s.io/client-go/applyconfigurations/meta/v1"
 	clientset "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	"k8s.io/client-go/rest"
+
+	hcov1beta1 "patchbay/api/hco/v1beta1"
+	ovnv1 "patchbay/api/ovn/v1"
 )
 
 const (
@@ -32,9 +36,11 @@ type webhook struct {
 	on       []hooks.OperationType
 	scope    hooks.ScopeType
 	optional bool   // the request goes on when the controller is away
-	effects  bool   // it changes something else, except in a dry run
 	only     string // CEL; the webhook is not called when it is false
-	decide   decide
+	records  bool   // an answer leaves something behind, unless it is to a dry run
+	// namespaces limits the webhook to those with such labels; nil means all.
+	namespaces *metav1.LabelSelector
+	decide     decide
 }
 
 var (
@@ -55,6 +61,9 @@ func (s *Server) webhooks() []webhook {
 			only: `request.operation == 'CREATE' || !request.userInfo.username.startsWith('patchbay:')`, decide: s.mutateVMI},
 		{name: "migrations-mutator.kubevirt.io", path: "migrations-mutate", mutating: true,
 			group: group, versions: virtVersions, resource: "virtualmachineinstancemigrations", on: create, decide: s.mutateMigration},
+		{name: "mutate-hyperconverged-hco.kubevirt.io", path: "hyperconvergeds-mutate", mutating: true,
+			group: hcov1beta1.GroupVersion.Group, versions: []string{hcov1beta1.GroupVersion.Version, hcov1beta1.Version1},
+			resource: "hyperconvergeds", on: createOrUpdate, decide: mutateHyperConverged},
 		{name: "virtualmachine-validator.kubevirt.io", path: "virtualmachines-validate",
 			group: group, versions: virtVersions, resource: "virtualmachines", on: createOrUpdate, decide: s.validateVM},
 		{name: "virtualmachineinstances-create-validator.kubevirt.io", path: "virtualmachineinstances-validate-create",
@@ -70,7 +79,17 @@ func (s *Server) webhooks() []webhook {
 			group: "migrations.kubevirt.io", versions: []string{"v1alpha1"}, resource: "migrationpolicies", on: createOrUpdate,
 			scope: hooks.ClusterScope, decide: s.validateMigrationPolicy},
 		{name: "virt-launcher-eviction-interceptor.kubevirt.io", path: "launcher-eviction", versions: []string{"v1"}, resource: "pods/eviction",
-			on: create, effects: true, only: `request.name.startsWith('virt-launcher-')`, decide: s.intercept},
+			on: create, records: true, only: `request.name.startsWith('virt-launcher-')`, decide: s.intercept},
+		{name: "network-attachment-definitions.patchbay.io", path: "network-attachment-definitions-validate",
+			group: "k8s.cni.cncf.io", versions: []string{"v1"}, resource: "network-attachment-definitions", on: createOrUpdate,
+			// The network controller reads every definition with the same rules, so one that slips through is only told later.
+			optional: true, only: `request.userInfo.username != '` + ControllerUser + `'`, decide: s.validateDefinition},
+		{name: "userdefinednetworks.patchbay.io", path: "userdefinednetworks-warn",
+			group: ovnv1.GroupVersion.Group, versions: []string{"v1"}, resource: "userdefinednetworks", on: create,
+			optional: true, decide: s.warnNetwork},
+		{name: "clusteruserdefinednetworks.patchbay.io", path: "clusteruserdefinednetworks-warn",
+			group: ovnv1.GroupVersion.Group, versions: []string{"v1"}, resource: "clusteruserdefinednetworks", on: create,
+			scope: hooks.ClusterScope, optional: true, decide: s.warnNetwork},
 		{name: "services.patchbay.io", path: "services-warn", versions: []string{"v1"}, resource: "services", on: createOrUpdate,
 			optional: true, only: serviceIsRelevant(), decide: s.warnService},
 	}
@@ -94,9 +113,11 @@ func (s *Server) Install(ctx context.Context, config *rest.Config, base string, 
 	}
 	mutating := apply.MutatingWebhookConfiguration(configurationName)
 	validating := apply.ValidatingWebhookConfiguration(configurationName)
+	reach := func(w webhook) *apply.WebhookClientConfigApplyConfiguration {
+		return apply.WebhookClientConfig().WithURL(strings.TrimSuffix(base, "/") + Prefix + w.path).WithCABundle(authority...)
+	}
 	for _, w := range s.webhooks() {
-		url := strings.TrimSuffix(base, "/") + Prefix + w.path
-		target := apply.WebhookClientConfig().WithURL(url).WithCABundle(authority...)
+		target := reach(w)
 		if w.mutating {
 			mutating.WithWebhooks(w.mutatingConfiguration(target))
 		} else {
@@ -109,6 +130,9 @@ func (s *Server) Install(ctx context.Context, config *rest.Config, base string, 
 	}
 	if _, err := client.ValidatingWebhookConfigurations().Apply(ctx, validating, options); err != nil {
 		return fmt.Errorf("apply the validating webhooks: %w", err)
+	}
+	if err := s.installMACs(ctx, client, reach, options); err != nil {
+		return fmt.Errorf("apply the webhooks of the MAC pool: %w", err)
 	}
 	return nil
 }
@@ -129,13 +153,6 @@ func (w webhook) failurePolicy() hooks.FailurePolicyType {
 	return hooks.Fail
 }
 
-func (w webhook) sideEffects() hooks.SideEffectClass {
-	if w.effects {
-		return hooks.SideEffectClassNoneOnDryRun
-	}
-	return hooks.SideEffectClassNone
-}
-
 func (w webhook) mutatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.MutatingWebhookApplyConfiguration {
 	configuration := apply.MutatingWebhook().WithName(w.name).WithClientConfig(target).WithRules(w.rule()).
 		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(w.sideEffects()).
@@ -143,7 +160,25 @@ func (w webhook) mutatingConfiguration(target *apply.WebhookClientConfigApplyCon
 	if w.only != "" {
 		configuration.WithMatchConditions(w.condition())
 	}
+	if w.namespaces != nil {
+		configuration.WithNamespaceSelector(selector(w.namespaces))
+	}
 	return configuration
+}
+
+func (w webhook) sideEffects() hooks.SideEffectClass {
+	if w.records {
+		return hooks.SideEffectClassNoneOnDryRun
+	}
+	return hooks.SideEffectClassNone
+}
+
+func selector(s *metav1.LabelSelector) *applymeta.LabelSelectorApplyConfiguration {
+	applied := applymeta.LabelSelector().WithMatchLabels(s.MatchLabels)
+	for _, r := range s.MatchExpressions {
+		applied.WithMatchExpressions(applymeta.LabelSelectorRequirement().WithKey(r.Key).WithOperator(r.Operator).WithValues(r.Values...))
+	}
+	return applied
 }
 
 func (w webhook) validatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.ValidatingWebhookApplyConfiguration {

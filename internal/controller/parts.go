@@ -36,6 +36,7 @@ func Parts() []Part {
 		{"admission", addAdmission},
 		{"subresources", addSubresources},
 		{"virtual machines", addMachines},
+		{"metrics", addMetrics},
 		{"network", addNetwork},
 		{"tenancy", addTenancy},
 		{"volumes", addVolumes},
@@ -65,7 +66,11 @@ func addConfiguration(_ context.Context, h *Host) error {
 func addAdmission(_ context.Context, h *Host) error {
 	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
 	evictions := vm.Evictions{Client: h.Direct, Config: h.machines()}
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Evict: evictions.Evict})
+	macs, err := newMACPool(h)
+	if err != nil {
+		return err
+	}
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs, Evict: evictions.Evict})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)

@@ -20,6 +20,9 @@ const (
 	Namespace = "patchbay-system"
 	// KubeVirtName is what the KubeVirt object is called.
 	KubeVirtName = "kubevirt"
+	// SourceAnnotation on the KubeVirt object is the namespace of the HyperConverged object that it follows, where the network
+	// of migrations is looked for.
+	SourceAnnotation = "patchbay.io/hyperconverged-namespace"
 	// Version is the release whose API is served, the one of kubevirt.io/api in go.mod.
 	Version = "v1.9.0"
 

@@ -2,6 +2,7 @@ package hyperconverged
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
@@ -61,10 +62,15 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	if err := r.client.List(ctx, &nodes); err != nil {
 		return reconcile.Result{}, err
 	}
-	if err := r.writeKubeVirt(ctx, KubeVirtSpec(h, len(nodes.Items))); err != nil {
+	spec, badPatch := patched(h, KubeVirtSpec(h, len(nodes.Items)))
+	if err := r.writeKubeVirt(ctx, spec, h.Namespace); err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{}, r.report(ctx, h)
+	badRange, err := r.writeMACRange(ctx, h)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{}, r.report(ctx, h, errors.Join(badPatch, badRange))
 }
 
 // hyperConverged is the object that counts. When there is none an empty one is made, so that it can be edited.
@@ -95,7 +101,7 @@ func (r *reconciler) ensureNamespace(ctx context.Context) error {
 }
 
 // writeKubeVirt undoes edits by hand: settings belong into HyperConverged. useEmulation has no place there, and stays.
-func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec) error {
+func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec, from string) error {
 	kv := &virtv1.KubeVirt{}
 	err := r.direct.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: KubeVirtName}, kv)
 	switch {
@@ -103,20 +109,24 @@ func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec
 		if err := r.ensureNamespace(ctx); err != nil {
 			return err
 		}
-		kv = &virtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{Name: KubeVirtName, Namespace: Namespace}, Spec: spec}
+		kv = &virtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{
+			Name: KubeVirtName, Namespace: Namespace, Annotations: map[string]string{SourceAnnotation: from},
+		}, Spec: spec}
 		if err := r.direct.Create(ctx, kv); err != nil {
 			return fmt.Errorf("make the KubeVirt object: %w", err)
 		}
 	case err != nil:
 		return fmt.Errorf("read the KubeVirt object: %w", err)
 	default:
-		if d := kv.Spec.Configuration.DeveloperConfiguration; d != nil {
-			spec.Configuration.DeveloperConfiguration.UseEmulation = d.UseEmulation
+		was, will := kv.Spec.Configuration.DeveloperConfiguration, spec.Configuration.DeveloperConfiguration
+		if was != nil && was.UseEmulation && will != nil {
+			will.UseEmulation = true
 		}
-		if equality.Semantic.DeepEqual(kv.Spec, spec) {
+		if equality.Semantic.DeepEqual(kv.Spec, spec) && kv.Annotations[SourceAnnotation] == from {
 			break
 		}
 		kv.Spec = spec
+		metav1.SetMetaDataAnnotation(&kv.ObjectMeta, SourceAnnotation, from)
 		if err := r.direct.Update(ctx, kv); err != nil {
 			return fmt.Errorf("write the KubeVirt object: %w", err)
 		}
@@ -168,20 +178,16 @@ func setCondition(s *virtv1.KubeVirtStatus, kind virtv1.KubeVirtConditionType, s
 	s.Conditions = append(s.Conditions, condition)
 }
 
-// report writes the conditions that administrators wait for.
-func (r *reconciler) report(ctx context.Context, h *hcov1beta1.HyperConverged) error {
+// report writes the conditions that administrators wait for. problem says which setting is not followed.
+func (r *reconciler) report(ctx context.Context, h *hcov1beta1.HyperConverged, problem error) error {
 	before := h.Status.DeepCopy()
 	h.Status.ObservedGeneration = h.Generation
-	for _, c := range []struct {
-		kind   string
-		status metav1.ConditionStatus
-	}{
-		{"ReconcileComplete", metav1.ConditionTrue}, {"Available", metav1.ConditionTrue},
-		{"Progressing", metav1.ConditionFalse}, {"Degraded", metav1.ConditionFalse}, {"Upgradeable", metav1.ConditionTrue},
-	} {
-		meta.SetStatusCondition(&h.Status.Conditions, metav1.Condition{
-			Type: c.kind, Status: c.status, Reason: "ReconcileCompleted", Message: "Reconcile completed successfully", ObservedGeneration: h.Generation,
-		})
+	for _, c := range conditions(h, problem) {
+		c.ObservedGeneration = h.Generation
+		meta.SetStatusCondition(&h.Status.Conditions, c)
+	}
+	if !tainted(h) {
+		meta.RemoveStatusCondition(&h.Status.Conditions, conditionTainted)
 	}
 	if equality.Semantic.DeepEqual(*before, h.Status) {
 		return nil

@@ -4,10 +4,12 @@ import (
 	"context"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -19,6 +21,7 @@ import (
 	"patchbay/api/crds"
 	hcov1beta1 "patchbay/api/hco/v1beta1"
 	"patchbay/internal/cluster/bootstrap"
+	"patchbay/internal/macpool/watch"
 	"patchbay/test/apiserver"
 )
 
@@ -140,4 +143,64 @@ func TestKubeVirtFollows(t *testing.T) {
 		m := kv.Spec.Configuration.MigrationConfiguration
 		return m.Network != nil && *m.Network == network && disabled(gatePasst)(kv) && kv.Spec.Configuration.DeveloperConfiguration.UseEmulation
 	})
+
+	checkMACRange(ctx, t, c, documented)
+	checkPatchAnnotation(ctx, t, c)
+}
+
+// configMap waits until the pool's ConfigMap is as wanted.
+func configMap(ctx context.Context, t *testing.T, c client.Client, what string, as func(map[string]string) bool) map[string]string {
+	t.Helper()
+	deadline := time.Now().Add(2 * time.Minute)
+	for tick := time.NewTicker(50 * time.Millisecond); ; <-tick.C {
+		m := &corev1.ConfigMap{}
+		err := c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: watch.RangeConfigMap}, m)
+		if err == nil && as(m.Data) {
+			return m.Data
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the MAC pool's ConfigMap never was %s: %v, %v", what, m.Data, err)
+		}
+	}
+}
+
+// checkMACRange: the range is random and stays, until the administrator chooses one.
+func checkMACRange(ctx context.Context, t *testing.T, c client.Client, h *hcov1beta1.HyperConverged) {
+	t.Helper()
+	first := configMap(ctx, t, c, "made", func(d map[string]string) bool { return d[watch.RangeStart] != "" })
+	if !strings.HasPrefix(first[watch.RangeStart], "02:") || !strings.HasSuffix(first[watch.RangeStart], ":00:00:00") || !strings.HasSuffix(first[watch.RangeEnd], ":ff:ff:ff") {
+		t.Errorf("the range of a cluster that chose none: %v", first)
+	}
+	patch := func(text string) {
+		t.Helper()
+		if err := c.Patch(ctx, h, client.RawPatch(types.MergePatchType, []byte(text))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	patch(`{"spec":{"kubeMacPoolConfiguration":{"rangeStart":"06:00:00:00:00:00","rangeEnd":"06:00:00:FF:FF:FF"}}}`)
+	configMap(ctx, t, c, "that of the object", func(d map[string]string) bool {
+		return d[watch.RangeStart] == "06:00:00:00:00:00" && d[watch.RangeEnd] == "06:00:00:FF:FF:FF" && d[watch.RefuseDuplicates] == ""
+	})
+	patch(`{"metadata":{"annotations":{"` + StrictMACsAnnotation + `":"true"}},"spec":{"kubeMacPoolConfiguration":null}}`)
+	configMap(ctx, t, c, "strict, and keeps the range", func(d map[string]string) bool {
+		return d[watch.RangeStart] == "06:00:00:00:00:00" && d[watch.RefuseDuplicates] == "true"
+	})
+}
+
+// checkPatchAnnotation: the published way to settings without a field, and what the status says of it.
+func checkPatchAnnotation(ctx context.Context, t *testing.T, c client.WithWatch) {
+	t.Helper()
+	kubectl := func(args ...string) {
+		t.Helper()
+		if _, problems, err := fixture.Kubectl(ctx, nil, append(args, "-n", "openshift-cnv")...); err != nil {
+			t.Fatal(problems)
+		}
+	}
+	kubectl("annotate", "hco", hcov1beta1.Name, KubeVirtPatchAnnotation+`=[{"op":"add","path":"/spec/configuration/machineType","value":"pc-q35-8.2"}]`)
+	wait(ctx, t, c, "patched", func(kv *virtv1.KubeVirt) bool { return kv.Spec.Configuration.MachineType == "pc-q35-8.2" })
+	kubectl("wait", "hco", hcov1beta1.Name, "--for=condition=TaintedConfiguration", "--timeout=60s")
+	kubectl("annotate", "hco", hcov1beta1.Name, "--overwrite", KubeVirtPatchAnnotation+`=nonsense`)
+	kubectl("wait", "hco", hcov1beta1.Name, "--for=condition=Degraded", "--timeout=60s")
+	kubectl("annotate", "hco", hcov1beta1.Name, KubeVirtPatchAnnotation+"-")
+	kubectl("wait", "hco", hcov1beta1.Name, "--for=condition=Degraded=false", "--timeout=60s")
 }

@@ -97,7 +97,7 @@ func TestMasqueradeAdmission(t *testing.T) {
 		{"9.2.1-C9 bad port name", "ports: [{name: Bad_Name, port: 1}]", "", "Invalid name of the port: Bad_Name"},
 		{"9.2.1-C9 protocol", "ports: [{port: 1, protocol: SCTP}]", "", "Unknown protocol, only TCP or UDP allowed"},
 		{"9.2.1-C10 model", "model: ne3000", "", "uses model ne3000 that is not supported."},
-		{"9.2.1-C10 MAC", "macAddress: 'de:ad'", "", "has malformed MAC address (de:ad)."},
+		{"9.2.1-C10 MAC", "macAddress: 'de:ad'", "", "invalid MAC address format for interface"},
 		{"9.2.1-C10 long MAC", "macAddress: '02:00:00:00:00:00:00:01'", "", "has too long MAC address"},
 	}
 	for _, c := range cases {

@@ -1,7 +1,7 @@
 // Package v1beta1 holds the HyperConverged kind of hco.kubevirt.io, in which an administrator says how virtual machines are run
-// in the cluster. Both served versions, v1beta1 and v1, take both published layouts: v1beta1's, with everything below spec, and
-// v1's, with sections. So an object needs no conversion, and a manifest works under either version. Where a setting is given in
-// both layouts, v1's counts (Settings).
+// in the cluster. Both served versions, v1beta1 and v1, have both published layouts: v1beta1's, with everything below spec, and
+// v1's, with sections. Admission keeps the two equal (Agree), so that a manifest works under either version, and every published
+// command finds a setting where its version has it.
 //
 // +groupName=hco.kubevirt.io
 // +kubebuilder:object:generate=true
@@ -102,17 +102,22 @@ type VirtualizationSpec struct {
 // LiveMigrationConfig limits and routes live migrations. Unset fields have the published defaults.
 type LiveMigrationConfig struct {
 	// +optional
+	// +kubebuilder:validation:Minimum=1
 	ParallelMigrationsPerCluster *uint32 `json:"parallelMigrationsPerCluster,omitempty"`
 	// +optional
+	// +kubebuilder:validation:Minimum=1
 	ParallelOutboundMigrationsPerNode *uint32 `json:"parallelOutboundMigrationsPerNode,omitempty"`
 	// BandwidthPerMigration is a quantity of bytes per second.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!quantity(string(self)).isLessThan(quantity('0'))",message="must not be negative"
 	BandwidthPerMigration *resource.Quantity `json:"bandwidthPerMigration,omitempty"`
 	// CompletionTimeoutPerGiB is the time for each GiB of memory, in seconds.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	CompletionTimeoutPerGiB *int64 `json:"completionTimeoutPerGiB,omitempty"`
 	// ProgressTimeout is how long a migration may stand still, in seconds.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
 	ProgressTimeout *int64 `json:"progressTimeout,omitempty"`
 	// Network is the name of a network attachment definition in the object's namespace that migrations go through.
 	// +optional
@@ -138,15 +143,22 @@ type NetworkingSpec struct {
 	KubeSecondaryDNSNameServerIP *string `json:"kubeSecondaryDNSNameServerIP,omitempty"`
 }
 
-// KubeMacPoolConfiguration is a range of MAC addresses.
+// KubeMacPoolConfiguration is a range of MAC addresses of NICs, so neither end is a multicast address.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.rangeStart) == has(self.rangeEnd)",message="rangeStart and rangeEnd must be set both or none"
+// +kubebuilder:validation:XValidation:rule="has(self.rangeStart) == has(self.rangeEnd)",message="both rangeStart and rangeEnd must be configured together, or both omitted"
+// +kubebuilder:validation:XValidation:rule="!has(self.rangeStart) || !has(self.rangeEnd) || self.rangeStart.lowerAscii() < self.rangeEnd.lowerAscii()",messageExpression="'failed to set mac address range: invalid range. Range end is lesser than or equal to its start. start: ' + self.rangeStart + ' end: ' + self.rangeEnd"
+// +kubebuilder:validation:XValidation:rule="!has(self.rangeStart) || !self.rangeStart.matches('^.[13579bdfBDF]')",messageExpression="'failed to set RangeStart: invalid mac address. Multicast addressing is not supported. Unicast addressing must be used. The first octet is 0X' + self.rangeStart.substring(self.rangeStart.startsWith('0') ? 1 : 0, 2).upperAscii()"
+// +kubebuilder:validation:XValidation:rule="!has(self.rangeEnd) || !self.rangeEnd.matches('^.[13579bdfBDF]')",messageExpression="'failed to set RangeEnd: invalid mac address. Multicast addressing is not supported. Unicast addressing must be used. The first octet is 0X' + self.rangeEnd.substring(self.rangeEnd.startsWith('0') ? 1 : 0, 2).upperAscii()"
 type KubeMacPoolConfiguration struct {
+	// RangeStart is the first address of the range, as 02:00:00:00:00:00.
 	// +optional
-	// +kubebuilder:validation:Pattern=`^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$`
+	// +kubebuilder:validation:MaxLength=17
+	// +kubebuilder:validation:Pattern=`^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`
 	RangeStart *string `json:"rangeStart,omitempty"`
+	// RangeEnd is the last address of the range.
 	// +optional
-	// +kubebuilder:validation:Pattern=`^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$`
+	// +kubebuilder:validation:MaxLength=17
+	// +kubebuilder:validation:Pattern=`^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$`
 	RangeEnd *string `json:"rangeEnd,omitempty"`
 }
 
@@ -185,30 +197,4 @@ func (g *FeatureGates) UnmarshalJSON(data []byte) error {
 		(*g)[gate.Name] = gate.State == "Enabled"
 	}
 	return nil
-}
-
-// Settings are the settings of an object, whichever layout they are in.
-func (s Spec) Settings() (VirtualizationSpec, NetworkingSpec) {
-	v, n := s.VirtualizationSpec, s.NetworkingSpec
-	if o := s.Virtualization; o != nil {
-		v.LiveMigrationConfig = pick(o.LiveMigrationConfig, v.LiveMigrationConfig)
-		v.EvictionStrategy = pick(o.EvictionStrategy, v.EvictionStrategy)
-		v.WorkloadUpdateStrategy = pick(o.WorkloadUpdateStrategy, v.WorkloadUpdateStrategy)
-		v.LiveUpdateConfiguration = pick(o.LiveUpdateConfiguration, v.LiveUpdateConfiguration)
-	}
-	if o := s.Networking; o != nil {
-		n.KubeMacPoolConfiguration = pick(o.KubeMacPoolConfiguration, n.KubeMacPoolConfiguration)
-		n.KubeSecondaryDNSNameServerIP = pick(o.KubeSecondaryDNSNameServerIP, n.KubeSecondaryDNSNameServerIP)
-		if o.NetworkBinding != nil {
-			n.NetworkBinding = o.NetworkBinding
-		}
-	}
-	return v, n
-}
-
-func pick[T any](first, second *T) *T {
-	if first != nil {
-		return first
-	}
-	return second
 }

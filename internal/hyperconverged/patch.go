@@ -1,0 +1,39 @@
+package hyperconverged
+
+import (
+	"encoding/json"
+	"fmt"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	virtv1 "kubevirt.io/api/core/v1"
+
+	hcov1beta1 "patchbay/api/hco/v1beta1"
+)
+
+// KubeVirtPatchAnnotation holds a JSON patch (RFC 6902) of the KubeVirt object that follows from HyperConverged: the published way
+// to settings that have no field.
+const KubeVirtPatchAnnotation = "kubevirt.kubevirt.io/jsonpatch"
+
+// patched applies the annotation's patch to a spec. A patch that does not apply changes nothing.
+func patched(h *hcov1beta1.HyperConverged, spec virtv1.KubeVirtSpec) (virtv1.KubeVirtSpec, error) {
+	text, set := h.Annotations[KubeVirtPatchAnnotation]
+	if !set {
+		return spec, nil
+	}
+	patch, err := jsonpatch.DecodePatch([]byte(text))
+	if err != nil {
+		return spec, fmt.Errorf("invalid jsonPatch in the %s annotation: %w", KubeVirtPatchAnnotation, err)
+	}
+	document, err := json.Marshal(virtv1.KubeVirt{Spec: spec})
+	if err != nil {
+		return spec, err
+	}
+	if document, err = patch.Apply(document); err != nil {
+		return spec, fmt.Errorf("failed to apply the patch of the %s annotation: %w", KubeVirtPatchAnnotation, err)
+	}
+	var after virtv1.KubeVirt
+	if err := json.Unmarshal(document, &after); err != nil {
+		return spec, fmt.Errorf("the patch of the %s annotation does not give a KubeVirt object: %w", KubeVirtPatchAnnotation, err)
+	}
+	return after.Spec, nil
+}
