@@ -52,15 +52,15 @@ func addMachines(_ context.Context, h *Host) error {
 			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
 			vmdriver.BindingL2Bridge:   &vmdriver.Bridge{Log: log},
 		},
-		OpenVhost:   vmdriver.OpenVhostNet,
-		EFI:         &firmware,
-		Events:      recorder{h.Manager.GetEventRecorder("patchbay-agent")},
-		Arriving:    arriving,
-		TLSDir:      filepath.Join(h.Dir, "pki", "agent"),
-		StateDir:    h.File("migrations"),
-		Log:         log,
+		OpenVhost: vmdriver.OpenVhostNet,
+		EFI:       &firmware,
+		Events:    recorder{h.Manager.GetEventRecorder("patchbay-agent")},
+		Arriving:  arriving,
+		TLSDir:    filepath.Join(h.Dir, "pki", "agent"),
+		StateDir:  h.File("migrations"),
+		Log:       log,
 
-		MigrationAddress: h.migrationAddress,
+		MigrationPlace: h.migrationNetwork(log).Place,
 	})
 	if err := driver.AddToManager(h.Manager); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
 
@@ -17,11 +18,8 @@ import (
 	"patchbay/internal/qemu/qmp"
 )
 
-// MigrationAddress is an address of this node that migrations come to.
-type MigrationAddress struct {
-	Address string
-	Network virtv1.MigrationNetworkType
-}
+// placeLimit is how long this node may take to join the network of migrations.
+const placeLimit = 30 * time.Second
 
 // nbdSocket is where QEMU's NBD server listens, in the pod's run directory, while disks arrive.
 const nbdSocket = "migration-nbd.sock"
@@ -73,17 +71,19 @@ func (m *machine) beginReceive(vmi *virtv1.VirtualMachineInstance, d *domain) {
 
 // open opens the doors.
 func (r *receiver) open(ms *virtv1.VirtualMachineInstanceMigrationState) error {
-	address, err := r.driver.MigrationAddress()
+	ctx, cancel := context.WithTimeout(r.ctx, placeLimit)
+	defer cancel()
+	place, err := r.driver.MigrationPlace(ctx)
 	if err != nil {
 		return err
 	}
 	id := migration.Identity{Dir: r.driver.TLSDir, Plain: r.options.Plain}
-	r.listen, err = migration.Listen(address.Address, id, ms.SourceNode, migration.Control, migration.Memory, migration.Block)
+	r.listen, err = migration.Listen(place.Inside, place.Address, id, ms.SourceNode, migration.Control, migration.Memory, migration.Block)
 	if err != nil {
 		return err
 	}
 	r.update(func(s *vmstate.Receiving) {
-		s.Address, s.Network, s.Ports = address.Address, address.Network, r.listen.Ports()
+		s.Address, s.Network, s.Ports = place.Address, place.Kind, r.listen.Ports()
 	})
 	return nil
 }
