@@ -27,12 +27,12 @@ type Config struct {
 	Policy func() Policy
 	// Reader finds the VMIs and migrations that a rule speaks of; a cache will do.
 	Reader client.Reader
-	// Evict says why a pod may not be evicted now, or nothing when it may; nil: every pod may.
-	Evict func(ctx context.Context, pod types.NamespacedName, dryRun bool) (refusal string, err error)
 	// Settings are the cluster's.
 	Settings settings.Settings
 	// MACs completes the addresses of NICs; without it nobody does.
 	MACs MACs
+	// Evict says why a pod may not be evicted now, or nothing when it may; nil: every pod may.
+	Evict func(ctx context.Context, pod types.NamespacedName, dryRun bool) (refusal string, err error)
 	// NewID makes firmware identifiers; random ones when nil.
 	NewID NewID
 }

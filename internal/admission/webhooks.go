@@ -78,8 +78,6 @@ func (s *Server) webhooks() []webhook {
 		{name: "migration-policy-validator.kubevirt.io", path: "migrationpolicies-validate",
 			group: "migrations.kubevirt.io", versions: []string{"v1alpha1"}, resource: "migrationpolicies", on: createOrUpdate,
 			scope: hooks.ClusterScope, decide: s.validateMigrationPolicy},
-		{name: "virt-launcher-eviction-interceptor.kubevirt.io", path: "launcher-eviction", versions: []string{"v1"}, resource: "pods/eviction",
-			on: create, records: true, only: `request.name.startsWith('virt-launcher-')`, decide: s.intercept},
 		{name: "network-attachment-definitions.patchbay.io", path: "network-attachment-definitions-validate",
 			group: "k8s.cni.cncf.io", versions: []string{"v1"}, resource: "network-attachment-definitions", on: createOrUpdate,
 			// The network controller reads every definition with the same rules, so one that slips through is only told later.
@@ -90,6 +88,8 @@ func (s *Server) webhooks() []webhook {
 		{name: "clusteruserdefinednetworks.patchbay.io", path: "clusteruserdefinednetworks-warn",
 			group: ovnv1.GroupVersion.Group, versions: []string{"v1"}, resource: "clusteruserdefinednetworks", on: create,
 			scope: hooks.ClusterScope, optional: true, decide: s.warnNetwork},
+		{name: "virt-launcher-eviction-interceptor.kubevirt.io", path: "launcher-eviction", versions: []string{"v1"}, resource: "pods/eviction",
+			on: create, records: true, only: `request.name.startsWith('virt-launcher-')`, decide: s.intercept},
 		{name: "services.patchbay.io", path: "services-warn", versions: []string{"v1"}, resource: "services", on: createOrUpdate,
 			optional: true, only: serviceIsRelevant(), decide: s.warnService},
 	}

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	nmstatev1 "patchbay/api/nmstate/v1"
 	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/api/policies"
 	"patchbay/internal/admission"
@@ -40,13 +41,14 @@ func Parts() []Part {
 		{"network", addNetwork},
 		{"tenancy", addTenancy},
 		{"volumes", addVolumes},
+		{"node networks", addNodeNetworks},
 	}
 }
 
 // newScheme holds the API types that the parts read and write.
 func newScheme() *apiruntime.Scheme {
 	s := apiruntime.NewScheme()
-	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme} {
+	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme, nmstatev1.AddToScheme} {
 		_ = add(s) // adds to a map; cannot fail
 	}
 	return s
@@ -65,11 +67,11 @@ func addConfiguration(_ context.Context, h *Host) error {
 // addAdmission serves the webhooks and registers them; until then nothing asks them, so no object is refused for want of us.
 func addAdmission(_ context.Context, h *Host) error {
 	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
-	evictions := vm.Evictions{Client: h.Direct, Config: h.machines()}
 	macs, err := newMACPool(h)
 	if err != nil {
 		return err
 	}
+	evictions := vm.Evictions{Client: h.Direct, Config: h.machines()}
 	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs, Evict: evictions.Evict})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
