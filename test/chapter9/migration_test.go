@@ -74,7 +74,7 @@ func TestLiveMigration(t *testing.T) {
 		if moved.UID != before.UID || moved.Status.NodeName == before.Status.NodeName || moved.Labels[virtv1.NodeNameLabel] != moved.Status.NodeName {
 			t.Errorf("was on %s, is on %s with label %s", before.Status.NodeName, moved.Status.NodeName, moved.Labels[virtv1.NodeNameLabel])
 		}
-		guest = cluster.Guest(t, ns, "mover")
+		guest := cluster.Guest(t, ns, "mover") // its console is on another node now
 		if now := guest.Run("cat /proc/sys/kernel/random/boot_id; echo 3 >/proc/sys/vm/drop_caches; md5sum /root/data"); now != identity {
 			t.Errorf("the guest was %q, is %q", identity, now)
 		}
@@ -119,7 +119,7 @@ func TestLiveMigration(t *testing.T) {
 		if is == was || is != pod.Status.PodIP {
 			t.Errorf("the VMI showed %s and shows %s, its pod has %s", was, is, pod.Status.PodIP)
 		}
-		guest.Eventually(cluster, boot, "ping -c1 -W2 "+node2IP(t), contains(" 0% packet loss"))
+		cluster.Guest(t, ns, "mover").Eventually(cluster, boot, "ping -c1 -W2 "+node2IP(t), contains(" 0% packet loss"))
 	})
 	t.Run("the source's pod has completed", func(t *testing.T) {
 		source := &corev1.Pod{}
