@@ -64,7 +64,7 @@ func addMachines(ctx context.Context, h *Host) error {
 		StateDir:  h.File("migrations"),
 		Log:       log,
 
-		MigrationAddress: h.migrationAddress,
+		MigrationPlace: h.migrationNetwork(log).Place,
 	})
 	if err := driver.AddToManager(h.Manager); err != nil {
 		return err
