@@ -45,6 +45,7 @@ var measurements = []measurement{
 	{"boot", measureBoot},
 	{"overlay", measureOverlay},
 	{"memory", measureControlPlane},
+	{"mac", measureMAC},
 }
 
 type bench struct {
