@@ -19,7 +19,7 @@ static := $(filter-out patchbay patchbay-kube,$(notdir $(wildcard cmd/*)))
 deps:
 	@hack/deps
 
-build: bin/patchbay-kube bin/containerd-shim-runc-v2 $(static:%=bin/%) bin/patchbay
+build: bin/patchbay-kube bin/containerd-shim-runc-v2 bin/patchbay-cni-plugins $(static:%=bin/%) bin/patchbay
 
 bin/patchbay: FORCE
 	go build $(ldflags) -o $@ ./cmd/patchbay
@@ -34,6 +34,11 @@ bin/patchbay-kube: $(wildcard cmd/patchbay-kube/*.go) go.mod go.sum
 
 bin/containerd-shim-runc-v2: go.mod go.sum
 	CGO_ENABLED=0 go build $(ldflags) -o $@ github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	@touch $@
+
+# The published CNI plugins in one program, see hack/cniplugins.
+bin/patchbay-cni-plugins: hack/cniplugins/main.go go.mod go.sum
+	go run ./hack/cniplugins $@
 	@touch $@
 
 # Needs root: files in images have owners.

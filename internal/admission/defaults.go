@@ -31,6 +31,8 @@ type NewID func() string
 type Defaulter struct {
 	Policy Policy
 	NewID  NewID // uuid.NewString when nil
+	// Tenant tells whether a namespace has a primary network of its own; none has when nil.
+	Tenant func(namespace string) bool
 }
 
 func (d Defaulter) newID() string {
@@ -118,9 +120,10 @@ func (d Defaulter) machine(spec *virtv1.VirtualMachineInstanceSpec) {
 
 // DefaultVMI fills in a new VMI. Only Patchbay's own processes may bring a status along.
 func (d Defaulter) DefaultVMI(vmi *virtv1.VirtualMachineInstance, by Requester) error {
-	if err := d.DefaultNetwork(&vmi.Spec); err != nil {
+	if err := d.DefaultNetwork(vmi.Namespace, &vmi.Spec); err != nil {
 		return err
 	}
+	d.DefaultBindings(vmi.Namespace, &vmi.Spec)
 	d.machine(&vmi.Spec)
 	disksOfVolumes(&vmi.Spec)
 	defaultCPU(&vmi.Spec)
@@ -142,24 +145,26 @@ func (d Defaulter) DefaultVMI(vmi *virtv1.VirtualMachineInstance, by Requester) 
 }
 
 // DefaultNetwork gives a spec that names no network at all the pod network, unless it refuses one.
-func (d Defaulter) DefaultNetwork(spec *virtv1.VirtualMachineInstanceSpec) error {
+func (d Defaulter) DefaultNetwork(namespace string, spec *virtv1.VirtualMachineInstanceSpec) error {
 	attach := spec.Domain.Devices.AutoattachPodInterface
 	if len(spec.Networks) > 0 || len(spec.Domain.Devices.Interfaces) > 0 || attach != nil && !*attach {
 		return nil
 	}
 	var nic *virtv1.Interface
-	switch d.Policy.NetworkInterface {
-	case "masquerade":
+	switch binding := d.Policy.NetworkInterface; {
+	case d.tenant(namespace):
+		nic = &virtv1.Interface{Name: virtv1.DefaultPodNetwork().Name, Binding: &virtv1.PluginBinding{Name: l2bridge}}
+	case binding == "masquerade":
 		nic = virtv1.DefaultMasqueradeNetworkInterface()
-	case "", "bridge":
+	case binding == "" || binding == "bridge":
 		if !d.Policy.BridgeOnPod {
 			return errors.New("bridge interface is not enabled in kubevirt-config")
 		}
 		nic = virtv1.DefaultBridgeNetworkInterface()
-	case "slirp":
+	case binding == "slirp":
 		return errors.New("slirp interface is deprecated as of v1.3")
 	default:
-		return errors.New("defaultNetworkInterface " + d.Policy.NetworkInterface + " is unknown; set masquerade or bridge in the KubeVirt object")
+		return errors.New("defaultNetworkInterface " + binding + " is unknown; set masquerade or bridge in the KubeVirt object")
 	}
 	spec.Networks = []virtv1.Network{*virtv1.DefaultPodNetwork()}
 	spec.Domain.Devices.Interfaces = []virtv1.Interface{*nic}

@@ -177,7 +177,7 @@ func TestDefaultNetwork(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			spec := parseSpec(t, tc.spec)
-			err := Defaulter{Policy: Policy{NetworkInterface: tc.binding, BridgeOnPod: !tc.noPod}}.DefaultNetwork(spec)
+			err := Defaulter{Policy: Policy{NetworkInterface: tc.binding, BridgeOnPod: !tc.noPod}}.DefaultNetwork("any", spec)
 			if tc.wantErr != "" {
 				if err == nil || err.Error() != tc.wantErr {
 					t.Fatalf("error %v, want %s", err, tc.wantErr)

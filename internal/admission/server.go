@@ -8,9 +8,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	virtv1 "kubevirt.io/api/core/v1"
 	migrationsv1 "kubevirt.io/api/migrations/v1alpha1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/internal/settings"
 )
 
 // Prefix is where the webhooks lie on the controller's server.
@@ -22,6 +25,8 @@ type Config struct {
 	Policy func() Policy
 	// Reader finds the VMIs and migrations that a rule speaks of; a cache will do.
 	Reader client.Reader
+	// Settings are the cluster's.
+	Settings settings.Settings
 	// MACs completes the addresses of NICs; without it nobody does.
 	MACs MACs
 	// NewID makes firmware identifiers; random ones when nil.
@@ -46,7 +51,7 @@ func NewServer(config Config) *Server {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
 func (s *Server) defaulter() Defaulter {
-	return Defaulter{Policy: s.config.Policy(), NewID: s.config.NewID}
+	return Defaulter{Policy: s.config.Policy(), NewID: s.config.NewID, Tenant: TenantOf(s.config.Reader)}
 }
 
 func (s *Server) mutateVM(_ *http.Request, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
@@ -60,6 +65,9 @@ func (s *Server) mutateVM(_ *http.Request, r *admissionv1.AdmissionRequest) (*ad
 	} else {
 		s.defaulter().DefaultVM(after)
 	}
+	if after.Spec.Template != nil {
+		s.defaulter().DefaultBindings(r.Namespace, &after.Spec.Template.Spec)
+	}
 	return patched(r.Object.Raw, vm, after)
 }
 
@@ -71,7 +79,11 @@ func (s *Server) validateVM(_ *http.Request, r *admissionv1.AdmissionRequest) (*
 	if vm.DeletionTimestamp != nil {
 		return answer(nil), nil // only finalizers are taken off; nothing may hold that up
 	}
-	return answer(ValidateVM(old, vm, s.config.Policy()), WarnVM(vm)...), nil
+	causes := ValidateVM(old, vm, s.config.Policy())
+	if t := vm.Spec.Template; t != nil {
+		causes = append(causes, s.wishes(r.Namespace, t.ObjectMeta, field.NewPath("spec", "template", "metadata", "annotations"))...)
+	}
+	return answer(causes, WarnVM(vm)...), nil
 }
 
 func (s *Server) mutateVMI(_ *http.Request, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
@@ -82,7 +94,7 @@ func (s *Server) mutateVMI(_ *http.Request, r *admissionv1.AdmissionRequest) (*a
 	by, after := Requester(r.UserInfo.Username), vmi.DeepCopy()
 	if old != nil {
 		KeepStatus(old, after, by)
-	} else if err := s.defaulter().DefaultVMI(after, by); err != nil {
+	} else if err := s.defaulter().DefaultVMI(after, by); err != nil { // the API server has set the namespace
 		return answer(plain(err.Error())), nil
 	}
 	return patched(r.Object.Raw, vmi, after)
@@ -97,7 +109,8 @@ func (s *Server) validateVMI(_ *http.Request, r *admissionv1.AdmissionRequest) (
 	if old != nil {
 		return answer(ValidateVMIUpdate(old, vmi, by)), nil
 	}
-	return answer(ValidateVMI(vmi, by, s.config.Policy())), nil
+	causes := s.wishes(r.Namespace, vmi.ObjectMeta, field.NewPath("metadata", "annotations"))
+	return answer(append(ValidateVMI(vmi, by, s.config.Policy()), causes...)), nil
 }
 
 func (s *Server) mutateMigration(_ *http.Request, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {

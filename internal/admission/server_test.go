@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,6 +26,7 @@ import (
 	"patchbay/api/crds"
 	"patchbay/internal/admission"
 	"patchbay/internal/cluster/bootstrap"
+	"patchbay/internal/settings"
 	"patchbay/test/apiserver"
 )
 
@@ -49,7 +51,7 @@ func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(
 	}
 	own := server.As(admission.ControllerUser) // everything must work with the rights of the controller
 	types := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, virtv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, virtv1.AddToScheme, nadv1.AddToScheme} {
 		if err := add(types); err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +64,7 @@ func installed(t *testing.T) (ctx context.Context, admin client.Client, as func(
 		return c
 	}
 	admin = connect(server.Config)
-	hooks := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: connect(own)})
+	hooks := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: connect(own), Settings: settings.Default()})
 	pair := serve(t, hooks)
 	if err := hooks.Install(ctx, own, "https://"+apiserver.Address+":9443", pair); err != nil {
 		t.Fatal(err)

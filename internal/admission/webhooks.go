@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	ovnv1 "patchbay/api/ovn/v1"
 )
 
 const (
@@ -77,6 +78,16 @@ func (s *Server) webhooks() []webhook {
 		{name: "migration-policy-validator.kubevirt.io", path: "migrationpolicies-validate",
 			group: "migrations.kubevirt.io", versions: []string{"v1alpha1"}, resource: "migrationpolicies", on: createOrUpdate,
 			scope: hooks.ClusterScope, decide: s.validateMigrationPolicy},
+		{name: "network-attachment-definitions.patchbay.io", path: "network-attachment-definitions-validate",
+			group: "k8s.cni.cncf.io", versions: []string{"v1"}, resource: "network-attachment-definitions", on: createOrUpdate,
+			// The network controller reads every definition with the same rules, so one that slips through is only told later.
+			optional: true, only: `request.userInfo.username != '` + ControllerUser + `'`, decide: s.validateDefinition},
+		{name: "userdefinednetworks.patchbay.io", path: "userdefinednetworks-warn",
+			group: ovnv1.GroupVersion.Group, versions: []string{"v1"}, resource: "userdefinednetworks", on: create,
+			optional: true, decide: s.warnNetwork},
+		{name: "clusteruserdefinednetworks.patchbay.io", path: "clusteruserdefinednetworks-warn",
+			group: ovnv1.GroupVersion.Group, versions: []string{"v1"}, resource: "clusteruserdefinednetworks", on: create,
+			scope: hooks.ClusterScope, optional: true, decide: s.warnNetwork},
 		{name: "services.patchbay.io", path: "services-warn", versions: []string{"v1"}, resource: "services", on: createOrUpdate,
 			optional: true, only: serviceIsRelevant(), decide: s.warnService},
 	}

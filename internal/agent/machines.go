@@ -43,7 +43,11 @@ func addMachines(_ context.Context, h *Host) error {
 		Live:        h.Manager.GetAPIReader(),
 		Pods:        h.Pods,
 		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Guard},
-		Wirers:      map[string]vmdriver.Wirer{vmdriver.BindingMasquerade: masquerade},
+		Wirers: map[string]vmdriver.Wirer{
+			vmdriver.BindingMasquerade: masquerade,
+			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
+			vmdriver.BindingL2Bridge:   &vmdriver.Bridge{Log: log},
+		},
 		OpenVhost:   vmdriver.OpenVhostNet,
 		EFI:         &firmware,
 		Events:      recorder{h.Manager.GetEventRecorder("patchbay-agent")},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -38,6 +39,7 @@ func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	_ = clientgoscheme.AddToScheme(s) // these add to a map; they cannot fail
 	_ = virtv1.AddToScheme(s)
+	_ = nadv1.AddToScheme(s)
 	return s
 }
 
@@ -61,7 +63,13 @@ func addCNI(ctx context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
-	plugin := cni.New(cni.Config{Pods: pods, Ports: h.OVS, Guard: h.Guard, Records: h.Pods, MTU: h.Settings.PodMTU, Log: log})
+	plugin, err := h.newPlugin(ctx, pods, log)
+	if err != nil {
+		return err
+	}
+	if err := h.followNetworks(h.Manager, plugin); err != nil {
+		return err
+	}
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		select {
 		case <-h.Network.Ready():

@@ -69,7 +69,7 @@ func addAdmission(_ context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), MACs: macs})
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)

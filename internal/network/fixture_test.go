@@ -12,14 +12,20 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"patchbay/api/crds"
 	"patchbay/internal/ovn"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
@@ -34,6 +40,22 @@ func TestMain(m *testing.M) {
 	os.Exit(apiserver.Run(m, &control))
 }
 
+// scheme holds every type of these tests.
+var scheme = sync.OnceValue(func() *runtime.Scheme {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme} {
+		_ = add(s)
+	}
+	return s
+})
+
+// definitions makes the API server know the types that are not Kubernetes' own, once.
+var definitions = sync.OnceValue(func() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return crds.Apply(ctx, control.Config)
+})
+
 // site is the API server with what a scheduler and a kubelet would do, emptied when the test ends.
 type site struct {
 	t      *testing.T
@@ -42,7 +64,10 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	c, err := client.New(control.Config, client.Options{})
+	if err := definitions(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(control.Config, client.Options{Scheme: scheme()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +138,7 @@ func (s *site) start(o *overlay, with settings.Settings) (kill func()) {
 	quiet := slog.New(slog.NewTextHandler(s.t.Output(), nil))
 	yes := true
 	m, err := manager.New(control.Config, manager.Options{
-		Metrics: server.Options{BindAddress: "0"}, Controller: config.Controller{SkipNameValidation: &yes},
+		Scheme: scheme(), Metrics: server.Options{BindAddress: "0"}, Controller: config.Controller{SkipNameValidation: &yes},
 	})
 	if err != nil {
 		s.t.Fatal(err)

@@ -23,8 +23,8 @@ import (
 	"patchbay/internal/topology"
 )
 
-// Rows takes the wanted rows of an owner; *ovn.Store is one. Owners are "cluster", "node/NAME", "pod/NAMESPACE/NAME" and
-// "service/NAMESPACE/NAME".
+// Rows takes the wanted rows of an owner; *ovn.Store is one. Owners are "cluster", "guard", "node/NAME", "network/NAME",
+// "nic/NAMESPACE/MACHINE/NIC", "pod/NAMESPACE/NAME" and "service/NAMESPACE/NAME".
 type Rows interface {
 	Set(owner string, rows []nb.Row)
 	Delete(owner string)
@@ -43,11 +43,13 @@ type Config struct {
 	Rows     Rows
 	Chassis  Chassis
 	Log      *slog.Logger
+	// ManagedTap tells whether a network binding plugin gives a guest its port itself. Default: l2bridge does.
+	ManagedTap func(plugin string) bool
 	// Workers is how many pods are handled at a time; each waits for the API server most of its time. Default 16.
 	Workers int
 }
 
-// Network is the controllers of the default network.
+// Network is the controllers of the default network and of all others.
 type Network struct {
 	Config
 	client client.Client
@@ -56,8 +58,16 @@ type Network struct {
 
 	book     *book
 	ledger   *ledger
+	tenants  *tenants
+	waits    *waits
 	wakePods wakeups
 	wakeSvcs wakeups
+
+	placing sync.Mutex
+
+	wakeDefinitions wakeups
+	// networkWatchers are told, by name, of every network beside the default one that is new, has changed or is gone.
+	networkWatchers []func(name string)
 
 	complete  func()
 	recovered chan struct{}
@@ -68,11 +78,14 @@ func AddToManager(m manager.Manager, c Config) (*Network, error) {
 	if err := indexSlices(m); err != nil {
 		return nil, fmt.Errorf("index endpoint slices: %w", err)
 	}
+	if err := indexNetworks(m); err != nil {
+		return nil, fmt.Errorf("index claims and pods by their networks: %w", err)
+	}
 	n := newNetwork(m.GetClient(), m.GetAPIReader(), m.GetEventRecorder("patchbay-network"), c)
 	if err := m.Add(manager.RunnableFunc(n.start)); err != nil {
 		return nil, err
 	}
-	for _, add := range []func(manager.Manager) error{n.addNodes, n.addPods, n.addServices} {
+	for _, add := range []func(manager.Manager) error{n.addNodes, n.addDefinitions, n.addClaims, n.addMachines, n.addPods, n.addServices} {
 		if err := add(m); err != nil {
 			return nil, err
 		}
@@ -84,9 +97,12 @@ func newNetwork(c client.Client, live client.Reader, recorder events.EventRecord
 	if config.Workers == 0 {
 		config.Workers = 16
 	}
+	if config.ManagedTap == nil {
+		config.ManagedTap = func(plugin string) bool { return plugin == "l2bridge" }
+	}
 	return &Network{
 		Config: config, client: c, live: live, events: recorder,
-		book: newBook(), ledger: newLedger(c, live, config.Settings),
+		book: newBook(), ledger: newLedger(c, live, config.Settings), tenants: newTenants(config.Settings), waits: newWaits(),
 		complete: config.Rows.Expect(), recovered: make(chan struct{}),
 	}
 }
@@ -95,6 +111,7 @@ func newNetwork(c client.Client, live client.Reader, recorder events.EventRecord
 func (n *Network) start(ctx context.Context) error {
 	began := time.Now()
 	n.Rows.Set("cluster", topology.ClusterRows(n.Settings))
+	n.Rows.Set("guard", topology.GuardRows())
 	if err := n.untilDone(ctx, "restore addresses", n.recover); err != nil {
 		return nil // the context ended
 	}

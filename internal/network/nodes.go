@@ -86,15 +86,17 @@ func (n *Network) annotateNode(ctx context.Context, node *corev1.Node, networks 
 
 // annotate writes one annotation, to the very object that was read and not to one that has taken its name.
 func (n *Network) annotate(ctx context.Context, object client.Object, key, value string) error {
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"uid": object.GetUID(), "annotations": map[string]string{key: value},
-	}})
+	return n.annotateAll(ctx, object, map[string]string{key: value})
+}
+
+func (n *Network) annotateAll(ctx context.Context, object client.Object, annotations map[string]string) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": object.GetUID(), "annotations": annotations}})
 	if err != nil {
 		return err
 	}
 	target := object.DeepCopyObject().(client.Object)
 	if err := n.client.Patch(ctx, target, client.RawPatch(types.MergePatchType, patch)); err != nil {
-		return fmt.Errorf("annotate %s with %s: %w", client.ObjectKeyFromObject(object), key, err)
+		return fmt.Errorf("annotate %s: %w", client.ObjectKeyFromObject(object), err)
 	}
 	return nil
 }

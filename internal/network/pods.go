@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,9 +20,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"patchbay/internal/network/attach"
 	"patchbay/internal/network/ipam"
 	"patchbay/internal/podnetworks"
-	"patchbay/internal/topology"
 )
 
 func newPod() client.Object { return &corev1.Pod{} }
@@ -28,7 +31,8 @@ func (n *Network) addPods(m manager.Manager) error {
 	relevant := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		old, pod := e.ObjectOld.(*corev1.Pod), e.ObjectNew.(*corev1.Pod)
 		return old.UID != pod.UID || old.Spec.NodeName != pod.Spec.NodeName || completed(old) != completed(pod) ||
-			old.Annotations[podnetworks.PodAnnotation] != pod.Annotations[podnetworks.PodAnnotation]
+			old.Annotations[podnetworks.PodAnnotation] != pod.Annotations[podnetworks.PodAnnotation] ||
+			old.Annotations[attach.NetworksAnnotation] != pod.Annotations[attach.NetworksAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-pods").For(&corev1.Pod{}, builder.WithPredicates(relevant)).
 		WatchesRawSource(source.Func(n.wakePods.start)).
@@ -54,38 +58,62 @@ func (n *Network) reconcilePod(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	if err != nil || !connected(&pod) {
-		n.forgetPod(req.NamespacedName)
-		return reconcile.Result{}, nil
+		return reconcile.Result{}, n.forgetPod(ctx, req.NamespacedName)
 	}
+	since := n.waits.now()
 	err = n.connectPod(ctx, &pod)
 	switch {
 	case errors.Is(err, errNoSlice):
 		return reconcile.Result{}, nil // woken with the node
+	case err != nil && len(awaited(err)) > 0:
+		n.warn(&pod, reasonPodFailed, "%v", err)
+		if !n.waits.add(req.NamespacedName, err, since) {
+			return reconcile.Result{RequeueAfter: time.Millisecond}, nil // something came meanwhile
+		}
+		return reconcile.Result{}, nil // woken when it comes
 	case errors.Is(err, ipam.ErrExhausted):
 		n.warn(&pod, reasonPodFailed, "failed to assign pod addresses for %s: %v; the pod waits until another pod of the node ends", req.NamespacedName, err)
 		return reconcile.Result{}, nil // woken when an address is given back
+	case errors.As(err, new(*wishError)):
+		n.warn(&pod, reasonPodFailed, "%v", err)
+		return reconcile.Result{}, nil // its next event comes when it is changed
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		return reconcile.Result{}, nil // deleted or replaced meanwhile; its event comes
 	}
 	return reconcile.Result{}, err
 }
 
-func (n *Network) forgetPod(key client.ObjectKey) {
+// wishError says that a pod asks for something that nobody can have.
+type wishError struct{ error }
+
+func (w *wishError) Unwrap() error { return w.error }
+
+func (n *Network) forgetPod(ctx context.Context, key client.ObjectKey) error {
 	n.Rows.Delete(podOwner(key))
 	n.wakePods.wake(n.book.release(key))
+	freed, machine := n.tenants.leave(key)
+	n.freed(ctx, freed)
+	if machine.Name == "" {
+		return nil
+	}
+	return n.placeMachine(ctx, machine)
 }
 
-// connectPod gives a pod its addresses and its port, and writes the annotation that the node's agent waits for. The port is
-// on its way to the database while the annotation is on its way to the agent.
+// connectPod gives a pod its addresses and its ports, and writes the annotation that the node's agent waits for. The ports are
+// on their way to the database while the annotation is on its way to the agent.
+//
+// The agent takes what it finds for all that the pod gets, so a pod has nothing written until it has everything. Later changes
+// are written as they come.
 func (n *Network) connectPod(ctx context.Context, pod *corev1.Pod) error {
 	key := client.ObjectKeyFromObject(pod)
-	networks, err := podnetworks.ParsePod(pod.Annotations)
+	known, err := podnetworks.ParsePod(pod.Annotations)
 	if err != nil {
 		n.warn(pod, reasonPodFailed, "%v; it is written anew", err)
-		networks = map[string]podnetworks.Network{}
+		known = map[string]podnetworks.Network{}
 	}
-	if known, ok := networks[podnetworks.Default]; ok && !n.book.has(key, string(pod.UID)) {
-		if err := n.restorePod(pod, known); err != nil {
+	had, annotated := known[podnetworks.Default]
+	if annotated && !n.book.has(key, string(pod.UID)) {
+		if err := n.restorePod(pod, had); err != nil {
 			n.warn(pod, reasonPodFailed, "the addresses in annotation %s cannot be used: %v", podnetworks.PodAnnotation, err)
 			if pod.Status.PodIP != "" {
 				return nil // it runs with them; changing them would cut it off
@@ -96,17 +124,25 @@ func (n *Network) connectPod(ctx context.Context, pod *corev1.Pod) error {
 	if err != nil {
 		return err
 	}
-	network := n.network(ips)
-	n.Rows.Set(podOwner(key), topology.PodRows(topology.Pod{
-		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Network: network,
-	}))
-	return n.annotatePod(ctx, pod, networks, network)
+	beside, err := n.attachPod(ctx, pod, known)
+	if err != nil || beside.err != nil && !annotated {
+		return errors.Join(err, beside.err)
+	}
+	beside.entries[podnetworks.Default] = n.network(ips, beside.tenant)
+	if err := n.setPodRows(ctx, pod, beside.entries[podnetworks.Default]); err != nil {
+		return err
+	}
+	return errors.Join(n.annotatePod(ctx, pod, beside.entries), beside.err)
 }
 
-// network is everything that follows from a pod's addresses.
-func (n *Network) network(ips []netip.Prefix) podnetworks.Network {
+// network is everything that follows from a pod's addresses on the default network, which leads a tenant's pod nowhere.
+func (n *Network) network(ips []netip.Prefix, tenant bool) podnetworks.Network {
 	network := podnetworks.Network{
 		IPs: ips, MAC: podnetworks.MAC(ips[0].Addr()), MTU: n.Settings.PodMTU, Role: podnetworks.Primary,
+	}
+	if tenant {
+		network.Role, network.Routes = podnetworks.InfrastructureLocal, n.lockedRoutes(ips)
+		return network
 	}
 	for _, ip := range ips {
 		network.Gateways = append(network.Gateways, podnetworks.Gateway(ip))
@@ -114,17 +150,19 @@ func (n *Network) network(ips []netip.Prefix) podnetworks.Network {
 	return network
 }
 
-func (n *Network) annotatePod(ctx context.Context, pod *corev1.Pod, networks map[string]podnetworks.Network, network podnetworks.Network) error {
-	before := pod.Annotations[podnetworks.PodAnnotation]
-	networks[podnetworks.Default] = network
+func (n *Network) annotatePod(ctx context.Context, pod *corev1.Pod, networks map[string]podnetworks.Network) error {
 	text, err := podnetworks.FormatPod(networks)
-	if err != nil || text == before {
+	if err != nil || text == pod.Annotations[podnetworks.PodAnnotation] {
 		return err
 	}
 	if err := n.annotate(ctx, pod, podnetworks.PodAnnotation, text); err != nil {
 		return err
 	}
-	n.Log.Info("pod has addresses", "pod", client.ObjectKeyFromObject(pod), "node", pod.Spec.NodeName, "ips", network.IPs)
+	var ips []netip.Prefix
+	for _, key := range slices.Sorted(maps.Keys(networks)) {
+		ips = append(ips, networks[key].IPs...)
+	}
+	n.Log.Info("pod has addresses", "pod", client.ObjectKeyFromObject(pod), "node", pod.Spec.NodeName, "ips", ips)
 	return nil
 }
 

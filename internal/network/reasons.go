@@ -6,6 +6,7 @@ import "sigs.k8s.io/controller-runtime/pkg/client"
 const (
 	reasonPodFailed  = "ErrorAllocatingPod" // the pod has no addresses
 	reasonNodeFailed = "ErrorAllocatingNodeSubnet"
+	reasonDefinition = "InvalidNetworkAttachmentDefinition"
 	reasonRefused    = "ErrorUpdatingOverlay" // the overlay's database refused the object's rows
 )
 

@@ -6,11 +6,11 @@ import (
 	"slices"
 	"strings"
 
+	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"patchbay/internal/podnetworks"
-	"patchbay/internal/topology"
 )
 
 // recover books everything that was handed out before, so that nothing of it is handed out again, and says all rows that
@@ -19,8 +19,10 @@ func (n *Network) recover(ctx context.Context) error {
 	if err := n.recoverNodes(ctx); err != nil {
 		return err
 	}
-	if err := n.recoverPods(ctx); err != nil {
-		return err
+	for _, step := range []func(context.Context) error{n.recoverDefinitions, n.recoverClaims, n.recoverPods} {
+		if err := step(ctx); err != nil {
+			return err
+		}
 	}
 	return n.recoverServices(ctx)
 }
@@ -58,7 +60,7 @@ func (n *Network) recoverNodes(ctx context.Context) error {
 // to the older one.
 func (n *Network) recoverPods(ctx context.Context) error {
 	var pods corev1.PodList
-	if err := n.client.List(ctx, &pods); err != nil {
+	if err := n.live.List(ctx, &pods); err != nil {
 		return fmt.Errorf("list pods: %w", err)
 	}
 	slices.SortStableFunc(pods.Items, func(a, b corev1.Pod) int {
@@ -82,9 +84,22 @@ func (n *Network) recoverPods(ctx context.Context) error {
 			n.Log.Warn("pod's addresses cannot be restored", "pod", key, "error", err)
 			continue
 		}
-		n.Rows.Set(podOwner(key), topology.PodRows(topology.Pod{
-			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Network: n.network(network.IPs),
-		}))
+		n.restoreAttachments(ctx, pod)
+		if err := n.setPodRows(ctx, pod, n.network(network.IPs, network.Role == podnetworks.InfrastructureLocal)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recoverClaims keeps what claims have, before any pod gets something.
+func (n *Network) recoverClaims(ctx context.Context) error {
+	var claims ipamclaimsv1alpha1.IPAMClaimList
+	if err := n.live.List(ctx, &claims); err != nil {
+		return fmt.Errorf("list IPAMClaims: %w", err)
+	}
+	for i := range claims.Items {
+		n.restoreClaim(&claims.Items[i])
 	}
 	return nil
 }

@@ -159,10 +159,12 @@ func (o DeleteBridge) String() string { return "delete ovs-bridge " + o.Bridge }
 func (o AddBridge) String() string    { return "add ovs-bridge " + o.Bridge }
 func (o Attach) String() string       { return "put " + o.Device + " into linux-bridge " + o.Bridge }
 func (o AddRoute) String() string     { return "add route " + o.Route.String() }
-func (o SetAlias) String() string     { return fmt.Sprintf("set description of %s to %q", o.Device, o.Text) }
-func (o SetMTU) String() string       { return fmt.Sprintf("set mtu of %s to %d", o.Device, o.MTU) }
-func (o SetMAC) String() string       { return fmt.Sprintf("set mac-address of %s to %s", o.Device, o.MAC) }
-func (o SetIPv6) String() string      { return "turn IPv6 of " + o.Device + " " + onOff(o.Enabled) }
+func (o SetAlias) String() string {
+	return fmt.Sprintf("set description of %s to %q", o.Device, o.Text)
+}
+func (o SetMTU) String() string  { return fmt.Sprintf("set mtu of %s to %d", o.Device, o.MTU) }
+func (o SetMAC) String() string  { return fmt.Sprintf("set mac-address of %s to %s", o.Device, o.MAC) }
+func (o SetIPv6) String() string { return "turn IPv6 of " + o.Device + " " + onOff(o.Enabled) }
 func (o SetAutoconf) String() string {
 	return "turn IPv6 autoconf of " + o.Device + " " + onOff(o.Enabled)
 }

@@ -8,7 +8,9 @@ import (
 
 // TestRefusals: documents that no node takes, and what is said.
 func TestRefusals(t *testing.T) {
-	bridge := func(text string) string { return "interfaces: [{name: br1, type: linux-bridge, bridge: {" + text + "}}]" }
+	bridge := func(text string) string {
+		return "interfaces: [{name: br1, type: linux-bridge, bridge: {" + text + "}}]"
+	}
 	port := func(vlan string) string { return bridge("port: [{name: eth1, vlan: {" + vlan + "}}]") }
 	for name, c := range map[string]struct{ document, want string }{
 		"no YAML":              {"interfaces: [", "InvalidArgument: the desired state is not YAML"},

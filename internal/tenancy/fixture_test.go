@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
+	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/log"
@@ -49,7 +51,7 @@ var prepare = sync.OnceValue(func() error {
 func testScheme(t *testing.T) *runtime.Scheme {
 	t.Helper()
 	s := runtime.NewScheme()
-	if err := errors.Join(scheme.AddToScheme(s), nadv1.AddToScheme(s), ovnv1.AddToScheme(s)); err != nil {
+	if err := errors.Join(scheme.AddToScheme(s), nadv1.AddToScheme(s), ovnv1.AddToScheme(s), virtv1.AddToScheme(s), ipamclaimsv1alpha1.AddToScheme(s)); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -112,7 +114,22 @@ func (s *site) clear() {
 	if err := errors.Join(s.client.List(ctx, &udns), s.client.List(ctx, &cudns), s.client.List(ctx, &nads)); err != nil {
 		s.t.Fatal(err)
 	}
+	var claims ipamclaimsv1alpha1.IPAMClaimList
+	var vmis virtv1.VirtualMachineInstanceList
+	var vms virtv1.VirtualMachineList
+	if err := errors.Join(s.client.List(ctx, &claims), s.client.List(ctx, &vmis), s.client.List(ctx, &vms)); err != nil {
+		s.t.Fatal(err)
+	}
 	var all []client.Object
+	for i := range vms.Items {
+		all = append(all, &vms.Items[i])
+	}
+	for i := range vmis.Items {
+		all = append(all, &vmis.Items[i])
+	}
+	for i := range claims.Items {
+		all = append(all, &claims.Items[i])
+	}
 	for i := range udns.Items {
 		all = append(all, &udns.Items[i])
 	}

@@ -1,6 +1,6 @@
 // Package tenancy makes networks of their own for those who ask for them: it turns UserDefinedNetworks and
 // ClusterUserDefinedNetworks into NetworkAttachmentDefinitions, keeps these as they should be while pods use them, and says in
-// the objects' conditions what stands in the way. Everything else in Patchbay works from definitions, hand-made ones too; the
+// the objects' conditions what stands in the way. It makes the IPAMClaims by which machines keep their addresses. Everything else in Patchbay works from definitions, hand-made ones too; the
 // package must not know how the overlay carries a network.
 package tenancy
 
@@ -26,7 +26,7 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Tenancy is the controllers of both kinds.
+// Tenancy is the controllers of both kinds, and of claims.
 type Tenancy struct {
 	Config
 	client client.Client
@@ -54,7 +54,7 @@ func AddToManager(m manager.Manager, c Config) (*Tenancy, error) {
 		Config: c, client: m.GetClient(), live: m.GetAPIReader(), events: m.GetEventRecorder(createdOwner),
 		failed: failures{byNetwork: map[string]error{}},
 	}
-	for _, add := range []func(manager.Manager) error{t.addNamespaced, t.addClusterly} {
+	for _, add := range []func(manager.Manager) error{t.addNamespaced, t.addClusterly, t.addClaims} {
 		if err := add(m); err != nil {
 			return nil, err
 		}
@@ -62,10 +62,11 @@ func AddToManager(m manager.Manager, c Config) (*Tenancy, error) {
 	return t, nil
 }
 
-// definitions and pods of the cache, by what networks look for.
+// Indexes of the cache.
 const (
 	definitionsByOwner = "patchbay.owner"      // definitions, by the UID of the network object that made them
 	podsByAttachment   = "patchbay.attachment" // pods, by "namespace/name" of the definitions that they use
+	instancesByNetwork = "patchbay.network"    // instances, by networksOf
 )
 
 func newDefinition() client.Object { return &nadv1.NetworkAttachmentDefinition{} }

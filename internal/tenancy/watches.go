@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/util/workqueue"
+	virtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -33,7 +34,10 @@ func addIndexes(m manager.Manager) error {
 	}); err != nil {
 		return err
 	}
-	return indexer.IndexField(ctx, newPod(), podsByAttachment, attachments)
+	if err := indexer.IndexField(ctx, newPod(), podsByAttachment, attachments); err != nil {
+		return err
+	}
+	return indexer.IndexField(ctx, &virtv1.VirtualMachineInstance{}, instancesByNetwork, networksOf)
 }
 
 // attachments are the definitions that a pod uses, as "namespace/name".

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -80,7 +82,7 @@ func addNode(ctx context.Context) error {
 
 func testScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	if err := errors.Join(scheme.AddToScheme(s), virtv1.AddToScheme(s)); err != nil {
+	if err := errors.Join(scheme.AddToScheme(s), virtv1.AddToScheme(s), nadv1.AddToScheme(s), ipamclaimsv1alpha1.AddToScheme(s)); err != nil {
 		panic(err)
 	}
 	return s

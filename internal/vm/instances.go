@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/tenancy/attachment"
 	"patchbay/internal/vm/launcherpod"
 	"patchbay/internal/vm/lifecycle"
 )
@@ -49,6 +52,8 @@ func (i *instances) setUp(mgr ctrl.Manager) error {
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(instancesOf(i.cached, instancesByClaim))).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(instancesOf(i.cached, instancesByNode)), builder.WithPredicates(readinessChanges)).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(i.waiting), builder.WithPredicates(serviceChanges)).
+		Watches(&ipamclaimsv1alpha1.IPAMClaim{}, handler.EnqueueRequestsFromMapFunc(ofClaim), builder.WithPredicates(claimChanges)).
+		Watches(&nadv1.NetworkAttachmentDefinition{}, handler.EnqueueRequestsFromMapFunc(i.waitingHere)).
 		WithOptions(i.config.options()).
 		Complete(i)
 }
@@ -67,6 +72,27 @@ var serviceChanges = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool 
 func (i *instances) waiting(ctx context.Context, _ client.Object) []reconcile.Request {
 	var list virtv1.VirtualMachineInstanceList
 	if err := i.cached.List(ctx, &list, client.MatchingFields{instancesWaiting: "true"}); err != nil {
+		return nil // the cache has no such index before it runs; then every instance is looked at anyway
+	}
+	return requestsFor(list)
+}
+
+// claimChanges lets a claim through that may be named from now on; its addresses matter to others.
+var claimChanges = predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}
+
+// ofClaim asks for the instance that a claim keeps addresses for.
+func ofClaim(_ context.Context, o client.Object) []reconcile.Request {
+	machine := o.GetLabels()[attachment.ClaimLabel]
+	if machine == "" {
+		return nil
+	}
+	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: machine}}}
+}
+
+// waitingHere asks for the instances of an object's namespace that have no pod yet: they may have waited for the object.
+func (i *instances) waitingHere(ctx context.Context, o client.Object) []reconcile.Request {
+	var list virtv1.VirtualMachineInstanceList
+	if err := i.cached.List(ctx, &list, client.InNamespace(o.GetNamespace()), client.MatchingFields{instancesWaiting: "true"}); err != nil {
 		return nil // the cache has no such index before it runs; then every instance is looked at anyway
 	}
 	return requestsFor(list)
@@ -116,6 +142,10 @@ func (i *instances) look(ctx context.Context, r reader, key types.NamespacedName
 	}
 	if view.Claims, err = claimsOf(ctx, i.cached, key.Namespace, vmi.Spec.Volumes); err != nil {
 		return view, fmt.Errorf("read claims of %s: %w", key, err)
+	}
+	view.Overlay, view.OverlayFault, err = i.overlay(ctx, vmi)
+	if err != nil {
+		return view, err
 	}
 	if view.Node, err = i.node(ctx, vmi.Status.NodeName); err != nil {
 		return view, err
@@ -185,6 +215,19 @@ func (i *instances) addPods(ctx context.Context, view *lifecycle.VMIView) error 
 		}
 	}
 	return nil
+}
+
+// overlay says what an instance's pod asks of the overlay, or why that is not known yet.
+func (i *instances) overlay(ctx context.Context, vmi *virtv1.VirtualMachineInstance) (map[string]attachment.Request, error, error) {
+	if vmi.DeletionTimestamp != nil || vmi.IsFinal() {
+		return nil, nil, nil
+	}
+	facts, err := attachment.Look(ctx, i.cached, vmi)
+	if err != nil {
+		return nil, nil, err
+	}
+	requests, fault := facts.Requests(vmi)
+	return requests, fault, nil
 }
 
 func (i *instances) node(ctx context.Context, name string) (*corev1.Node, error) {

@@ -31,6 +31,8 @@ type Config struct {
 	// Now and Jitter replace the clock and the random numbers in [0,1) in tests.
 	Now    func() time.Time
 	Jitter func() float64
+
+	tenant func(namespace string) bool
 }
 
 const defaultWorkers = 8
@@ -66,7 +68,7 @@ func (c *Config) settings() lifecycle.Settings {
 		configuration = kv.Spec.Configuration
 	}
 	s := lifecycle.SettingsFrom(c.LauncherImage, configuration)
-	s.DefaultNetwork = admission.Defaulter{Policy: admission.PolicyFrom(kv)}.DefaultNetwork
+	s.DefaultNetwork = admission.Defaulter{Policy: admission.PolicyFrom(kv), Tenant: c.tenant}.DefaultNetwork
 	return s
 }
 
@@ -81,6 +83,7 @@ func (c *Config) options() controller.Options {
 // manager starts.
 func SetupWithManager(mgr ctrl.Manager, config Config) error {
 	config.complete()
+	config.tenant = admission.TenantOf(mgr.GetClient())
 	if err := addIndexes(mgr); err != nil {
 		return fmt.Errorf("index virtual machines: %w", err)
 	}

@@ -3,6 +3,7 @@
 package chapter9
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -29,7 +30,9 @@ func run(m *testing.M) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	var err error
-	cluster, err = local.Up(ctx, "chapter9", 2, "--mtu", fabricMTU)
+	// Another name lets several trees of the repository be tested on one machine at the same time.
+	name := cmp.Or(os.Getenv("PATCHBAY_TEST_CLUSTER"), "chapter9")
+	cluster, err = local.Up(ctx, name, 2, "--mtu", fabricMTU)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start the cluster:", err)
 		return 1

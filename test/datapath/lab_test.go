@@ -342,6 +342,11 @@ func (l *theLab) plug(name, node, port, version string, network podnetworks.Netw
 	if err := run("ip netns add " + name); err != nil {
 		return err
 	}
+	return l.connect(name, node, port, version, network)
+}
+
+// connect is plug for a namespace that exists.
+func (l *theLab) connect(name, node, port, version string, network podnetworks.Network) error {
 	veth := link.Veth{Host: "v-" + name, Netns: namespace(name), Name: "eth0", MAC: network.MAC, MTU: network.MTU, IPs: network.IPs}
 	for _, gateway := range network.Gateways {
 		unspecified := netip.IPv4Unspecified()

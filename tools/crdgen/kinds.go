@@ -140,7 +140,7 @@ var kinds = []kind{
 		group: "nmstate.io", kind: "NodeNetworkConfigurationPolicy", plural: "nodenetworkconfigurationpolicies",
 		singular: "nodenetworkconfigurationpolicy", short: []string{"nncp"}, scope: apiext.ClusterScoped, status: true,
 		columns:  []apiext.CustomResourceColumnDefinition{text("Status", current("type")), text("Reason", current("reason"))},
-		versions: []version{{name: "v1", goPackage: nmstate + "v1"}, {name: "v1beta1", goPackage: nmstate + "v1beta1"}},
+		versions: []version{{name: "v1", goPackage: "patchbay/api/nmstate/v1"}, {name: "v1beta1", goPackage: "patchbay/api/nmstate/v1"}},
 	},
 	{
 		group: "nmstate.io", kind: "NodeNetworkConfigurationEnactment", plural: "nodenetworkconfigurationenactments",
@@ -150,7 +150,7 @@ var kinds = []kind{
 			{Name: "Status Age", Type: "date", JSONPath: current("lastTransitionTime")},
 			text("Reason", current("reason")),
 		},
-		versions: []version{{name: "v1beta1", goPackage: nmstate + "v1beta1"}},
+		versions: []version{{name: "v1beta1", goPackage: "patchbay/api/nmstate/v1"}},
 	},
 	{
 		group: "nmstate.io", kind: "NodeNetworkState", plural: "nodenetworkstates", singular: "nodenetworkstate",

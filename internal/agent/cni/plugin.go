@@ -123,7 +123,7 @@ func (p *Plugin) add(ctx context.Context, c call) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	if old, ok := p.standing(ctx, w); ok {
+	if old, ok := p.standing(w); ok {
 		return render(old, c.conf.CNIVersion)
 	}
 	if err := p.wire(ctx, &w); err != nil {
@@ -154,7 +154,7 @@ func (p *Plugin) plan(ctx context.Context, s sandbox) (wiring, error) {
 }
 
 // standing says whether this very sandbox is connected already: the answer to an earlier ADD was lost.
-func (p *Plugin) standing(ctx context.Context, w wiring) (podnet.Pod, bool) {
+func (p *Plugin) standing(w wiring) (podnet.Pod, bool) {
 	old, ok := p.Records.Get(w.record.UID)
 	if !ok || old.ContainerID != w.record.ContainerID || len(old.Interfaces) != len(w.record.Interfaces) {
 		return old, false
@@ -164,7 +164,7 @@ func (p *Plugin) standing(ctx context.Context, w wiring) (podnet.Pod, bool) {
 			return old, false
 		}
 	}
-	return old, p.verify(ctx, old) == nil
+	return old, p.verify(old) == nil
 }
 
 // wire makes it so, and completes the record by what other plugins say. When a step fails, all of them are undone.
@@ -269,22 +269,26 @@ func (p *Plugin) check(ctx context.Context, c call) error {
 	if err := samePrevResult(c.conf, pod); err != nil {
 		return failed("check", s, "compare with prevResult", err)
 	}
-	if err := p.verify(ctx, pod); err != nil {
+	err = p.verify(pod)
+	for _, i := range pod.Interfaces {
+		if i.Delegated() && p.Delegates != nil {
+			err = errors.Join(err, p.Delegates.Check(ctx, pod.ContainerID, i.Name))
+		}
+	}
+	if err != nil {
 		return failed("check", s, "", err)
 	}
 	return nil
 }
 
 // verify says what of a recorded pod is no longer in place.
-func (p *Plugin) verify(ctx context.Context, pod podnet.Pod) error {
+func (p *Plugin) verify(pod podnet.Pod) error {
 	for _, i := range pod.Interfaces {
 		switch {
 		case i.Delegated():
-			if p.Delegates == nil {
-				return fmt.Errorf("interface %s was made by a CNI plugin that this agent does not run", i.Name)
-			}
-			if err := p.Delegates.Check(ctx, pod.ContainerID, i.Name); err != nil {
-				return err
+			// Whether the device is there is all that is sure without the plugin: a machine's NIC may be bridged to it.
+			if _, _, err := link.Look(pod.Netns, i.Name); err != nil {
+				return fmt.Errorf("interface %s of the pod: %w", i.Name, err)
 			}
 		case isVeth(i):
 			if err := link.Verify(vethOf(pod, i)); err != nil {

@@ -12,6 +12,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"k8s.io/apimachinery/pkg/types"
 
+	"patchbay/internal/agent/bridged"
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/netns"
 	"patchbay/internal/agent/podnet"
@@ -55,8 +56,13 @@ func (p *Plugin) disconnect(ctx context.Context, pod podnet.Pod) error {
 // removeDevices undoes in reverse order: what others attached, then our own.
 func (p *Plugin) removeDevices(ctx context.Context, pod podnet.Pod) error {
 	var failed error
+	for _, i := range pod.Interfaces {
+		if i.Delegated() {
+			failed = errors.Join(failed, bridged.Restore(pod.Netns, i.Name))
+		}
+	}
 	if p.Delegates != nil && pod.ContainerID != "" {
-		failed = p.Delegates.Del(ctx, pod.ContainerID)
+		failed = errors.Join(failed, p.Delegates.Del(ctx, pod.ContainerID))
 	}
 	names := slices.Collect(maps.Keys(p.Ports.Owned(ownerOf(pod.ContainerID))))
 	for _, i := range pod.Interfaces {

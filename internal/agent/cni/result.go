@@ -129,5 +129,32 @@ func describe(i *podnet.Interface, result *current.Result) {
 		bits, _ := ip.Address.Mask.Size()
 		i.IPs = append(i.IPs, netip.PrefixFrom(address.Unmap(), bits))
 	}
+	i.PluginRoutes = pluginRoutes(result)
 	i.DNS = podnet.DNS{Nameservers: result.DNS.Nameservers, Domain: result.DNS.Domain, Search: result.DNS.Search}
+}
+
+// pluginRoutes reads a result's routes. One without a gateway goes through that of the addresses, if they have one.
+func pluginRoutes(result *current.Result) []podnet.Route {
+	gateway := func(is4 bool) netip.Addr {
+		for _, ip := range result.IPs {
+			if a, ok := netip.AddrFromSlice(ip.Gateway); ok && a.Unmap().Is4() == is4 {
+				return a.Unmap()
+			}
+		}
+		return netip.Addr{}
+	}
+	var routes []podnet.Route
+	for _, r := range result.Routes {
+		to, ok := netip.AddrFromSlice(r.Dst.IP)
+		if !ok {
+			continue
+		}
+		bits, _ := r.Dst.Mask.Size()
+		route := podnet.Route{Dest: netip.PrefixFrom(to.Unmap(), bits), Via: gateway(to.Unmap().Is4())}
+		if via, ok := netip.AddrFromSlice(r.GW); ok {
+			route.Via = via.Unmap()
+		}
+		routes = append(routes, route)
+	}
+	return routes
 }

@@ -63,8 +63,8 @@ func parseList(config []byte, name string) (list, error) {
 	return l, nil
 }
 
-// complete makes the configuration that the plugins get.
-func complete(a Attachment, adjust func(map[string]any)) ([]byte, error) {
+// complete puts what the pod asks into the configuration.
+func complete(a Attachment) ([]byte, error) {
 	if a.Request.MAC != "" {
 		if _, err := net.ParseMAC(a.Request.MAC); err != nil {
 			return nil, fmt.Errorf("network %s: %q is not a MAC address; write it as 02:00:00:ab:cd:ef", a.Network, a.Request.MAC)
@@ -82,9 +82,6 @@ func complete(a Attachment, adjust func(map[string]any)) ([]byte, error) {
 				plugin["args"] = args
 			}
 			args["cni"] = a.Request.Args
-		}
-		if adjust != nil {
-			adjust(plugin)
 		}
 	}
 	return json.Marshal(l.top)

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"patchbay/internal/agent/durable"
@@ -48,8 +49,9 @@ type Request struct {
 type Config struct {
 	PluginDirs []string
 	Dir        string // of the runner's own records
-	// Adjust completes a plugin's configuration with what only the node knows; nil: nothing.
-	Adjust func(plugin map[string]any)
+	// Prepare is called before a plugin runs, for whatever command: it completes the configuration with what only the node knows
+	// and starts what the plugin needs. It may be called with what it has completed before. nil: nothing.
+	Prepare func(ctx context.Context, plugin map[string]any) error
 }
 
 // Runner runs plugins. Calls for different sandboxes may be concurrent.
@@ -71,6 +73,7 @@ type entry struct {
 	Netns   string          `json:"netns"`
 	Args    [][2]string     `json:"args"`
 	Request Request         `json:"request"`
+	Made    bool            `json:"made"` // the plugin has answered
 
 	container, iface string
 }
@@ -81,9 +84,12 @@ func (r *Runner) Add(ctx context.Context, a Attachment) (*current.Result, error)
 	if err != nil {
 		return nil, err
 	}
-	config, err := complete(a, r.config.Adjust)
+	config, err := complete(a)
 	if err != nil {
 		return nil, err
+	}
+	if config, err = r.prepare(ctx, config); err != nil {
+		return nil, fmt.Errorf("network %s: %w", a.Network, err)
 	}
 	e := entry{Network: a.Network, Config: config, Netns: a.Netns, Args: cniArgs(a), Request: a.Request, container: a.Container, iface: a.Interface}
 	for _, other := range before {
@@ -94,12 +100,20 @@ func (r *Runner) Add(ctx context.Context, a Attachment) (*current.Result, error)
 			}
 		}
 	}
+	if missing, err := r.missing(config); err != nil || missing != "" {
+		return nil, errors.Join(fmt.Errorf("network %s: no program of the CNI plugin %q is in %s; install it on the node", a.Network, missing,
+			strings.Join(r.config.PluginDirs, " or ")), err)
+	}
 	if err := r.write(e); err != nil {
 		return nil, err
 	}
 	result, err := r.add(ctx, e)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("network %s: %w", a.Network, err), r.remove(context.WithoutCancel(ctx), e))
+	}
+	e.Made = true
+	if err := r.write(e); err != nil {
+		return nil, errors.Join(err, r.remove(context.WithoutCancel(ctx), e))
 	}
 	return result, nil
 }
@@ -114,6 +128,23 @@ func (r *Runner) add(ctx context.Context, e entry) (*current.Result, error) {
 		return nil, err
 	}
 	return current.GetResult(result)
+}
+
+// prepare gives every plugin of a configuration to Config.Prepare.
+func (r *Runner) prepare(ctx context.Context, config []byte) ([]byte, error) {
+	if r.config.Prepare == nil {
+		return config, nil
+	}
+	l, err := parseList(config, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, plugin := range l.plugins {
+		if err := r.config.Prepare(ctx, plugin); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(l.top)
 }
 
 // Check says whether an attachment is still as the plugin made it.
@@ -155,7 +186,15 @@ func (r *Runner) Del(ctx context.Context, container string, interfaces ...string
 }
 
 func (r *Runner) remove(ctx context.Context, e entry) error {
-	list, err := libcni.NetworkConfFromBytes(e.Config)
+	config, err := r.prepare(ctx, e.Config)
+	if err != nil {
+		return fmt.Errorf("detach from network %s: %w", e.Network, err)
+	}
+	if missing, err := r.missing(config); err != nil || missing != "" {
+		// A pod must not stay for ever because somebody has removed a plugin from the node; its devices go with its namespace.
+		return errors.Join(err, r.forget(e))
+	}
+	list, err := libcni.NetworkConfFromBytes(config)
 	if err == nil {
 		runtime := e.runtime()
 		if !netns.Exists(e.Netns) {
@@ -163,10 +202,26 @@ func (r *Runner) remove(ctx context.Context, e entry) error {
 		}
 		err = r.cni.DelNetworkList(ctx, list, runtime)
 	}
-	if err != nil {
+	// What a plugin refuses to make it often refuses to take away, and trying for ever would keep the pod from ending.
+	if err != nil && e.Made {
 		return fmt.Errorf("detach from network %s: %w", e.Network, err)
 	}
 	return r.forget(e)
+}
+
+// missing names a plugin of the configuration that has no program.
+func (r *Runner) missing(config []byte) (string, error) {
+	l, err := parseList(config, "")
+	if err != nil {
+		return "", err
+	}
+	for _, plugin := range l.plugins {
+		kind, _ := plugin["type"].(string)
+		if _, err := invoke.FindInPath(kind, r.config.PluginDirs); err != nil {
+			return kind, nil
+		}
+	}
+	return "", nil
 }
 
 // Containers lists the sandboxes that have attachments.

@@ -44,3 +44,22 @@ func (s *Shield) Cover(ctx context.Context, device string) error {
 	}
 	return Set(ForDevice(device, Setting{"ipv6/disable_ipv6", "1"})...)
 }
+
+// Uncover gives a device back to the node's kernel, once it is no longer plugged. A device that was not covered is no error.
+func (s *Shield) Uncover(ctx context.Context, device string) error {
+	tx := s.rules.NewTransaction()
+	tx.Add(&knftables.Table{}) // deleting from a table that is not there would be an error
+	tx.Add(&knftables.Chain{
+		Name:     device,
+		Type:     knftables.PtrTo(knftables.FilterType),
+		Hook:     knftables.PtrTo(knftables.IngressHook),
+		Priority: knftables.PtrTo(knftables.BaseChainPriority("0")),
+		Policy:   knftables.PtrTo(knftables.DropPolicy),
+		Device:   &device,
+	})
+	tx.Delete(&knftables.Chain{Name: device})
+	if err := s.rules.Run(ctx, tx); err != nil {
+		return fmt.Errorf("let the kernel handle frames of %s again: %w", device, err)
+	}
+	return nil
+}

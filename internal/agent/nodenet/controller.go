@@ -36,11 +36,28 @@ var nodeChanged = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		!slices.Equal(before.Status.Addresses, after.Status.Addresses)
 }}
 
-// podMatters is true for pods with host ports.
-var podMatters = predicate.NewPredicateFuncs(func(o client.Object) bool {
+// podMatters is true for pods with host ports, and for locked legs that come or go.
+var podMatters = predicate.Funcs{
+	CreateFunc: func(e event.CreateEvent) bool { return matters(e.Object) },
+	DeleteFunc: func(e event.DeleteEvent) bool { return matters(e.Object) },
+	UpdateFunc: func(e event.UpdateEvent) bool {
+		before, isPod := e.ObjectOld.(*corev1.Pod)
+		after, alsoPod := e.ObjectNew.(*corev1.Pod)
+		return !isPod || !alsoPod || wantsHostPorts(after) || !sameLeg(before, after)
+	},
+}
+
+func matters(o client.Object) bool {
 	pod, ok := o.(*corev1.Pod)
-	return ok && wantsHostPorts(pod)
-})
+	return ok && (wantsHostPorts(pod) || len(lockedLeg(pod)) > 0)
+}
+
+// namespaceMatters is true when a namespace gets or loses a network of its own.
+var namespaceMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	_, before := e.ObjectOld.GetLabels()[primaryLabel]
+	_, after := e.ObjectNew.GetLabels()[primaryLabel]
+	return before != after
+}}
 
 // AddToManager makes the network follow nodes, services, endpoints and the management port's device: ovs-vswitchd makes the
 // device anew when it restarts.
@@ -57,6 +74,7 @@ func (n *Network) AddToManager(m manager.Manager) error {
 		source.Kind(m.GetCache(), client.Object(&corev1.Node{}), always, nodeChanged),
 		source.Kind(m.GetCache(), client.Object(&corev1.Service{}), always),
 		source.Kind(m.GetCache(), client.Object(&discoveryv1.EndpointSlice{}), always),
+		source.Kind(m.GetCache(), client.Object(&corev1.Namespace{}), always, namespaceMatters),
 		source.Kind(m.GetCache(), client.Object(&corev1.Pod{}), always, podMatters),
 		source.Channel(device, always),
 	}

@@ -79,6 +79,11 @@ func nodePort(local bool) func(*corev1.Service) {
 	}
 }
 
+// ofTenant puts the service on a tenant's network.
+func ofTenant(edit func(*corev1.Service)) func(*corev1.Service) {
+	return func(s *corev1.Service) { edit(s); s.Labels = map[string]string{"tenant": "yes"} }
+}
+
 func loadBalancer(edit func(*corev1.Service)) func(*corev1.Service) {
 	return func(s *corev1.Service) {
 		nodePort(false)(s)
@@ -92,7 +97,8 @@ func loadBalancer(edit func(*corev1.Service)) func(*corev1.Service) {
 
 func (c serviceCase) rules(t *testing.T) Ruleset {
 	t.Helper()
-	return Rules(testPlan(t), readServices("node-1", []corev1.Service{c.service}, c.slices), nil)
+	tenants := map[string]bool{"red": c.service.Labels["tenant"] != ""}
+	return Rules(testPlan(t), readServices("node-1", []corev1.Service{c.service}, c.slices, tenants), nil, nil)
 }
 
 func newTable(t *testing.T) (*table, *knftables.Fake) {

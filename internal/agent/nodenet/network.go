@@ -82,7 +82,7 @@ func (n *Network) Apply(ctx context.Context) error {
 		return err
 	}
 	begun := time.Now()
-	changed, err := n.table.apply(ctx, Rules(plan, services, readHostPorts(pods.Items)))
+	changed, err := n.table.apply(ctx, Rules(plan, services, readHostPorts(pods.Items), lockedLegs(pods.Items)))
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,11 @@ func (n *Network) services(ctx context.Context) ([]service, error) {
 	if err := n.Reader.List(ctx, &slices); err != nil {
 		return nil, fmt.Errorf("list endpoint slices: %w", err)
 	}
-	return readServices(n.Node, services.Items, slices.Items), nil
+	var namespaces corev1.NamespaceList
+	if err := n.Reader.List(ctx, &namespaces); err != nil {
+		return nil, fmt.Errorf("list namespaces: %w", err)
+	}
+	return readServices(n.Node, services.Items, slices.Items, tenantNamespaces(namespaces.Items)), nil
 }
 
 func (n *Network) applyDevice(ctx context.Context, p Plan) error {

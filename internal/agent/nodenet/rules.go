@@ -43,7 +43,9 @@ var families = []family{
 // externalTrafficPolicy Local (OVN would pick endpoints of other nodes), services with endpoints outside the overlay, when
 // the client is this node (OVN would send the packet back to where it came from, with a source address that is local
 // here), and load balancers with source ranges.
-func Rules(p Plan, services []service, hostPorts []hostPort) Ruleset {
+//
+// Legs are the addresses of this node's pods that only the node itself may reach.
+func Rules(p Plan, services []service, hostPorts []hostPort, legs []netip.Addr) Ruleset {
 	r := Ruleset{Chains: map[string]Chain{}, Maps: map[string]Map{}}
 	for _, f := range families {
 		r.Maps["overlay"+f.suffix] = Map{Type: f.addrType, Interval: true, Elements: rangesOf(f, p.Overlay)}
@@ -57,6 +59,7 @@ func Rules(p Plan, services []service, hostPorts []hostPort) Ruleset {
 		}
 	}
 	r.addFixedChains(p)
+	r.addLocked(legs)
 	for _, s := range services {
 		for _, f := range families {
 			r.addService(p, f, s)
@@ -226,10 +229,15 @@ func (e exposure) sourceCheck() string {
 	return fmt.Sprintf("%s saddr != { %s } drop", e.family.ip, strings.Join(ranges, ", "))
 }
 
-// addLocal sends what comes from outside to this node's endpoints, and drops it when there are none.
+// addLocal sends what comes from outside to this node's endpoints, and drops it when there are none. Endpoints on a tenant's
+// network are reached through the network's gateway only, which may pick any of them and not see the client's address.
 func (e exposure) addLocal() {
 	verdict := "drop"
-	if here := e.endpoints(func(p endpoint) bool { return p.here }); len(here) > 0 {
+	here := e.endpoints(func(p endpoint) bool { return p.here })
+	switch {
+	case len(here) > 0 && e.service.tenant:
+		return
+	case len(here) > 0:
 		verdict = e.chain("local", "ct mark set "+markKeepClient, e.choose(here))
 	}
 	for _, ip := range e.service.addresses {

@@ -38,7 +38,10 @@ var cases = map[string]serviceCase{
 		s.Spec.Type = corev1.ServiceTypeLoadBalancer
 		s.Spec.LoadBalancerSourceRanges = []string{"203.0.113.0/24"}
 	})), []discoveryv1.EndpointSlice{newSlice(here)}},
-	"udp": {newService(func(s *corev1.Service) { nodePort(false)(s); s.Spec.Ports[0].Protocol = corev1.ProtocolUDP }), nil},
+	"udp":            {newService(func(s *corev1.Service) { nodePort(false)(s); s.Spec.Ports[0].Protocol = corev1.ProtocolUDP }), nil},
+	"tenant":         {newService(ofTenant(nodePort(false))), []discoveryv1.EndpointSlice{newSlice(here, there)}},
+	"tenant local":   {newService(ofTenant(nodePort(true))), []discoveryv1.EndpointSlice{newSlice(here, there)}},
+	"tenant nowhere": {newService(ofTenant(nodePort(true))), []discoveryv1.EndpointSlice{newSlice(there)}},
 	"headless": {newService(func(s *corev1.Service) {
 		s.Spec.ClusterIP, s.Spec.ClusterIPs = "None", []string{"None"}
 	}), []discoveryv1.EndpointSlice{newSlice(here)}},
@@ -46,13 +49,13 @@ var cases = map[string]serviceCase{
 
 func TestRulesWithoutServices(t *testing.T) {
 	tb, fake := newTable(t)
-	mustApply(t, tb, Rules(testPlan(t), nil, nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil, nil))
 	golden.Check(t, "nft", fake.Dump())
 }
 
 func TestRules(t *testing.T) {
 	tb, fake := newTable(t)
-	mustApply(t, tb, Rules(testPlan(t), nil, nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil, nil))
 	without := strings.Split(fake.Dump(), "\n")
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -76,6 +79,35 @@ func added(before, after []string) string {
 		}
 	}
 	return out.String()
+}
+
+func TestLockedLegs(t *testing.T) {
+	pod := func(edit func(*corev1.Pod)) corev1.Pod {
+		p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "red", Name: "web", Annotations: map[string]string{
+			"k8s.ovn.org/pod-networks": `{"default":{"ip_addresses":["10.128.0.7/23","fd00:10:128::7/64"],"mac_address":"0a:58:0a:80:00:07","role":"infrastructure-locked"}}`,
+		}}}
+		edit(&p)
+		return p
+	}
+	for name, c := range map[string]struct {
+		edit   func(*corev1.Pod)
+		locked bool
+	}{
+		"locked":       {func(*corev1.Pod) {}, true},
+		"ended":        {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false},
+		"host network": {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, false},
+		"open": {func(p *corev1.Pod) {
+			p.Annotations["k8s.ovn.org/pod-networks"] = strings.Replace(p.Annotations["k8s.ovn.org/pod-networks"], "infrastructure-locked", "primary", 1)
+		}, false},
+		"unreadable": {func(p *corev1.Pod) { p.Annotations["k8s.ovn.org/pod-networks"] = "{" }, false},
+	} {
+		r := Rules(testPlan(t), nil, nil, lockedLegs([]corev1.Pod{pod(c.edit)}))
+		_, four := r.Maps["locked4"].Elements["10.128.0.7"]
+		_, six := r.Maps["locked6"].Elements["fd00:10:128::7"]
+		if four != c.locked || six != c.locked {
+			t.Errorf("%s: IPv4 locked %v, IPv6 locked %v, want %v", name, four, six, c.locked)
+		}
+	}
 }
 
 func TestHostPorts(t *testing.T) {
@@ -109,10 +141,10 @@ func TestHostPorts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, fakeBefore := newTable(t)
-			services := readServices("node-1", []corev1.Service{cases["node port"].service}, cases["node port"].slices)
-			mustApply(t, before, Rules(testPlan(t), services, nil))
+			services := readServices("node-1", []corev1.Service{cases["node port"].service}, cases["node port"].slices, nil)
+			mustApply(t, before, Rules(testPlan(t), services, nil, nil))
 			tb, fake := newTable(t)
-			mustApply(t, tb, Rules(testPlan(t), services, readHostPorts([]corev1.Pod{pod("web", edit)})))
+			mustApply(t, tb, Rules(testPlan(t), services, readHostPorts([]corev1.Pod{pod("web", edit)}), nil))
 			golden.Check(t, "nft", added(strings.Split(fakeBefore.Dump(), "\n"), strings.Split(fake.Dump(), "\n")))
 		})
 	}
@@ -148,7 +180,7 @@ func TestChangeOfOneEndpointIsSmall(t *testing.T) {
 
 func TestFailedWriteStartsFromScratch(t *testing.T) {
 	tb, fake := newTable(t)
-	mustApply(t, tb, Rules(testPlan(t), nil, nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil, nil))
 	want := fake.Dump()
 	tx := fake.NewTransaction()
 	tx.Delete(&knftables.Table{})
@@ -156,7 +188,7 @@ func TestFailedWriteStartsFromScratch(t *testing.T) {
 		t.Fatal(err)
 	}
 	tb.forgetIfChanged(t.Context())
-	mustApply(t, tb, Rules(testPlan(t), nil, nil))
+	mustApply(t, tb, Rules(testPlan(t), nil, nil, nil))
 	if got := fake.Dump(); got != want {
 		t.Errorf("after somebody removed the table:\n%s\nwant\n%s", got, want)
 	}

@@ -23,6 +23,7 @@ type Ruleset struct {
 type Chain struct {
 	Hook     knftables.BaseChainHook // empty for a chain that is only jumped to
 	Priority knftables.BaseChainPriority
+	Filter   bool // or else a base chain translates
 	Rules    []string
 }
 
@@ -100,7 +101,11 @@ func addContainers(tx *knftables.Transaction, from, to Ruleset) {
 func newChain(name string, c Chain) *knftables.Chain {
 	chain := &knftables.Chain{Name: name}
 	if c.Hook != "" {
-		chain.Type, chain.Hook, chain.Priority = knftables.PtrTo(knftables.NATType), &c.Hook, &c.Priority
+		kind := knftables.NATType
+		if c.Filter {
+			kind = knftables.FilterType
+		}
+		chain.Type, chain.Hook, chain.Priority = &kind, &c.Hook, &c.Priority
 	}
 	return chain
 }

@@ -20,6 +20,7 @@ type service struct {
 	sources    []netip.Prefix
 	local      bool // externalTrafficPolicy Local
 	affinity   bool // session affinity by client address
+	tenant     bool // on the network of its namespace
 	healthPort uint16
 	ports      []servicePort
 }
@@ -39,7 +40,7 @@ type endpoint struct {
 }
 
 // readServices converts API objects. Services without a cluster IP have nothing on the node.
-func readServices(node string, services []corev1.Service, slicesOf []discoveryv1.EndpointSlice) []service {
+func readServices(node string, services []corev1.Service, slicesOf []discoveryv1.EndpointSlice, tenants map[string]bool) []service {
 	byService := map[types.NamespacedName][]discoveryv1.EndpointSlice{}
 	for _, s := range slicesOf {
 		if name := s.Labels[discoveryv1.LabelServiceName]; name != "" {
@@ -51,6 +52,7 @@ func readServices(node string, services []corev1.Service, slicesOf []discoveryv1
 	for i := range services {
 		key := types.NamespacedName{Namespace: services[i].Namespace, Name: services[i].Name}
 		if s, ok := readService(node, &services[i], byService[key]); ok {
+			s.tenant = tenants[key.Namespace]
 			out = append(out, s)
 		}
 	}

@@ -48,7 +48,8 @@ func (c *Client) EnsureIntegrationBridge(ctx context.Context) (Datapath, error) 
 	if datapath != Userspace && datapath != Kernel {
 		datapath = offeredDatapath()
 	}
-	err = c.addBridge(ctx, root, IntegrationBridge, datapath)
+	secure := vswitch.BridgeFailModeSecure
+	err = c.addBridge(ctx, root, IntegrationBridge, datapath, &secure)
 	if err == nil {
 		return datapath, nil
 	}
@@ -85,12 +86,11 @@ func offeredDatapath() Datapath {
 	return Kernel
 }
 
-func (c *Client) addBridge(ctx context.Context, root *vswitch.OpenvSwitch, name string, datapath Datapath) error {
-	secure := vswitch.BridgeFailModeSecure
+func (c *Client) addBridge(ctx context.Context, root *vswitch.OpenvSwitch, name string, datapath Datapath, failMode *vswitch.BridgeFailMode) error {
 	operations, err := c.create(
 		&vswitch.Interface{UUID: "iface", Name: name, Type: "internal"},
 		&vswitch.Port{UUID: "port", Name: name, Interfaces: []string{"iface"}},
-		&vswitch.Bridge{UUID: "bridge", Name: name, Ports: []string{"port"}, DatapathType: string(datapath), FailMode: &secure},
+		&vswitch.Bridge{UUID: "bridge", Name: name, Ports: []string{"port"}, DatapathType: string(datapath), FailMode: failMode},
 	)
 	if err != nil {
 		return err

@@ -92,11 +92,12 @@ func (c *Client) Close() { c.db.Close() }
 func (c *Client) monitor(ctx context.Context) error {
 	root, bridge, port, iface := &vswitch.OpenvSwitch{}, &vswitch.Bridge{}, &vswitch.Port{}, &vswitch.Interface{}
 	_, err := c.db.Monitor(ctx, c.db.NewMonitor(
-		client.WithTable(root, &root.ExternalIDs, &root.Bridges, &root.DatapathTypes),
-		client.WithTable(bridge, &bridge.Name, &bridge.Ports, &bridge.DatapathType, &bridge.FailMode),
-		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs, &port.OtherConfig),
+		client.WithTable(root, &root.ExternalIDs, &root.OtherConfig, &root.Bridges, &root.DatapathTypes),
+		client.WithTable(bridge, &bridge.Name, &bridge.Ports, &bridge.DatapathType, &bridge.FailMode,
+			&bridge.STPEnable, &bridge.RSTPEnable, &bridge.McastSnoopingEnable),
+		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs, &port.OtherConfig, &port.Tag, &port.Trunks, &port.VLANMode),
 		client.WithTable(iface, &iface.Name, &iface.Type, &iface.ExternalIDs, &iface.Error, &iface.Ofport,
-			&iface.MAC, &iface.MTURequest),
+			&iface.MAC, &iface.MTURequest, &iface.Options),
 	))
 	return err
 }

@@ -6,6 +6,7 @@ package podnet
 import (
 	"net"
 	"net/netip"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -40,12 +41,38 @@ type Interface struct {
 	// Network is the overlay network's own name, which several attachments may share; empty on the default network and on
 	// those of other plugins.
 	Network string `json:"network,omitempty"`
+	// PluginRoutes are the routes that another plugin made, for guests that take over the interface.
+	PluginRoutes []Route `json:"pluginRoutes,omitempty"`
 	// DNS is what another plugin said of its network.
 	DNS DNS `json:"dns,omitzero"`
 }
 
 // Delegated says whether another CNI plugin made the interface.
 func (i Interface) Delegated() bool { return i.Port == "" }
+
+// AllRoutes are the interface's routes beside those on the link, the default routes last. A route without a valid Via is on the link.
+func (i Interface) AllRoutes() []Route {
+	var defaults []Route
+	for _, gateway := range i.Gateways {
+		defaults = append(defaults, Route{netip.PrefixFrom(unspecified(gateway), 0), gateway})
+	}
+	var all []Route
+	for _, r := range slices.Concat(i.Routes, i.PluginRoutes) {
+		if r.Dest.Bits() == 0 {
+			defaults = append(defaults, r)
+		} else {
+			all = append(all, r)
+		}
+	}
+	return append(all, defaults...)
+}
+
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
 
 // DNS is what a network says of name resolution.
 type DNS struct {

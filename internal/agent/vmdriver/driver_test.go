@@ -58,11 +58,13 @@ type node struct {
 	pod    *fakePod
 	wirer  *fakeWirer
 	wirers map[string]Wirer
-	pods   podRecords
+	pods   PodNetworks
 	events *recorder
-	driver *Driver
-	key    types.NamespacedName
-	stop   func()
+	// records is pods, where a test changes them.
+	records *liveRecords
+	driver  *Driver
+	key     types.NamespacedName
+	stop    func()
 }
 
 func newNode(t *testing.T, change func(*virtv1.VirtualMachineInstance), ofPod ...func(*corev1.Pod)) *node {

@@ -294,19 +294,18 @@ func (p *fakePod) did() []string {
 
 // fakeWirer gives out pipes as taps.
 type fakeWirer struct {
-	mu       sync.Mutex
-	opened   int
-	freshen  int
-	serving  int
-	left     int
-	attempts int
-	err      error
+	mu      sync.Mutex
+	opened  int
+	freshen int
+	serving int
+	left    int
+	err     error
 }
 
 func (w *fakeWirer) Open(_ context.Context, nic NIC) (*Wired, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.attempts++
+
 	if w.err != nil {
 		return nil, w.err
 	}

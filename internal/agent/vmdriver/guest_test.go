@@ -26,9 +26,11 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/agent/podlab"
+	"patchbay/internal/agent/podnet"
 	"patchbay/internal/guestshell"
 	"patchbay/internal/launcher/launchertest"
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/podnetworks"
 )
 
 func TestMain(m *testing.M) { os.Exit(launchertest.Main(m)) }
@@ -159,6 +161,7 @@ func realNode(t *testing.T, lab *podlab.Lab, pod *launchertest.Pod, change func(
 	n.wirers = map[string]Wirer{BindingMasquerade: wirer, BindingBridge: loneTaps{t}}
 	record := lab.Record(podlab.PodV4, podlab.PodV6)
 	record.UID = podUID
+	record.Interfaces = append(record.Interfaces, podnet.Interface{Name: podnetworks.InterfaceName("blue"), Attachment: "default/blue"})
 	n.pods = podRecords{podUID: record}
 	run := (&Driver{Config: Config{KubeletRoot: n.root}}).runDir(podUID)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(run), 0o755), os.Symlink(pod.RunPath, run)); err != nil {

@@ -134,11 +134,7 @@ func (p plugger) rewire(ctx context.Context, i virtv1.Interface) error {
 	nic := old.NIC
 	nic.VMI, nic.Interface, nic.Pod = p.vmi, i, p.pod
 	nic.Network = p.vmi.Spec.Networks[slices.IndexFunc(p.vmi.Spec.Networks, func(n virtv1.Network) bool { return n.Name == i.Name })]
-	wirer, err := p.driver.wirerOf(nic)
-	if err != nil {
-		return fmt.Errorf("change the network of interface %q: %w", i.Name, err)
-	}
-	wired, err := wirer.Refresh(ctx, nic)
+	wired, err := p.join(ctx, nic)
 	if err != nil {
 		return fmt.Errorf("change the network of interface %q: %w", i.Name, err)
 	}
@@ -147,6 +143,26 @@ func (p plugger) rewire(ctx context.Context, i virtv1.Interface) error {
 	old.end()
 	p.d.log.Info("changed the network of a network card", "interface", i.Name, "network", nic.Network.Multus.NetworkName)
 	return p.d.flap(ctx, i.Name)
+}
+
+// join joins a card that the guest has to the network that it is to be on now, once the pod is attached to that.
+func (p plugger) join(ctx context.Context, nic NIC) (*Wired, error) {
+	uplink, err := nic.uplink()
+	if err != nil {
+		return nil, err
+	}
+	name := nic.attachment()
+	if !strings.Contains(name, "/") {
+		name = p.vmi.Namespace + "/" + name
+	}
+	if key := uplink.Attachment; key != name && !strings.HasPrefix(key, name+"/") { // a repeated one has its number behind it
+		return nil, NotYet(fmt.Errorf("the pod is still attached to %s", uplink.Attachment))
+	}
+	wirer, err := p.driver.wirerOf(nic)
+	if err != nil {
+		return nil, err
+	}
+	return wirer.Refresh(ctx, nic)
 }
 
 // flap takes a NIC's carrier away for a moment, unless it has none anyway.

@@ -1,12 +1,16 @@
 package vmdriver
 
 import (
-	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/agent/podnet"
+	"patchbay/internal/podnetworks"
 )
 
 // extra is a NIC on a secondary network.
@@ -25,6 +29,26 @@ func (n *node) edit(change func(*virtv1.VirtualMachineInstance)) {
 		return n.client.Update(n.t.Context(), vmi) == nil
 	})
 	n.nudge()
+}
+
+// liveRecords is a pod that is attached to more networks while it runs.
+type liveRecords struct {
+	mu  sync.Mutex
+	pod podnet.Pod
+}
+
+func (r *liveRecords) Get(types.UID) (podnet.Pod, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pod, true
+}
+
+// attach attaches the pod to the network of a NIC.
+func (r *liveRecords) attach(nic, attachment string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := podnet.Interface{Name: podnetworks.InterfaceName(nic), Attachment: attachment}
+	r.pod.Interfaces = append(slices.DeleteFunc(slices.Clone(r.pod.Interfaces), func(o podnet.Interface) bool { return o.Name == i.Name }), i)
 }
 
 func (n *node) add(name string) {
@@ -62,6 +86,11 @@ func hotPlugNode(t *testing.T) *node {
 	t.Helper()
 	n := prepareNode(t, nil)
 	n.wirers[BindingBridge] = n.wirer
+	n.records = &liveRecords{pod: podnet.Pod{UID: podUID, Interfaces: []podnet.Interface{{Name: "eth0"}}}}
+	n.pods = n.records
+	for _, name := range []string{"blue", "b", "c", "d", "e"} {
+		n.records.attach(name, "default/blue")
+	}
 	n.pod = newFakePod(t, (&Driver{Config: Config{KubeletRoot: n.root}}).runDir(podUID))
 	n.pod.onEnd = n.nudge
 	n.begin()
@@ -168,18 +197,15 @@ func TestGuestKeepsCard(t *testing.T) {
 
 func TestPlugWaitsForNetwork(t *testing.T) {
 	n := hotPlugNode(t)
-	n.wirer.mu.Lock()
-	n.wirer.err = NotYet(errors.New("the pod is not attached"))
-	n.wirer.mu.Unlock()
-	n.add("blue")
-	eventually(t, "an attempt", func() bool { n.wirer.mu.Lock(); defer n.wirer.mu.Unlock(); return n.wirer.attempts > 2 })
+	n.add("late")
+	n.add("blue") // which does not wait for the other
+	n.waitInterfaces("default up", "blue up")
 	if n.events.has("HotPlugNetworkInterfaceError") {
 		t.Error("people are told of what is only a matter of time")
 	}
-	n.wirer.mu.Lock()
-	n.wirer.err = nil
-	n.wirer.mu.Unlock()
-	n.waitInterfaces("default up", "blue up")
+	n.records.attach("late", "default/blue")
+	n.nudge() // the pod's annotation changes with its networks
+	n.waitInterfaces("default up", "late up", "blue up")
 }
 
 func TestPlugFailureIsTold(t *testing.T) {
@@ -206,6 +232,9 @@ func TestNetworkOfCardChanges(t *testing.T) {
 	n.wirer.freshen = 0
 	n.wirer.mu.Unlock()
 	n.edit(func(vmi *virtv1.VirtualMachineInstance) { vmi.Spec.Networks[1].Multus.NetworkName = "green" })
+	n.waitInterfaces("default up", "blue up")
+	n.records.attach("blue", "default/green")
+	n.nudge()
 	eventually(t, "the card to be joined to the other network", func() bool {
 		n.wirer.mu.Lock()
 		defer n.wirer.mu.Unlock()

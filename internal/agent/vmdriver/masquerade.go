@@ -103,7 +103,7 @@ func (w *Masquerade) serve(nic NIC, plan masquerade.Plan) (*Wired, error) {
 		MAC: nic.MAC, MTU: plan.MTU, Offloads: true,
 		IPs:          masquerade.PodIPs(uplink),
 		PodInterface: plan.Uplink,
-		Serve:        func(ctx context.Context) { w.keepServing(ctx, server, nic.Pod.Netns, config) },
+		Serve:        func(ctx context.Context) { keepServing(ctx, w.log, server, nic.Pod.Netns, config) },
 		Dial: func(ctx context.Context, network string, port uint16) (net.Conn, error) {
 			return dialInside(ctx, nic.Pod.Netns, network, plan, port)
 		},
@@ -126,32 +126,6 @@ func addressesOf(nic NIC, plan masquerade.Plan) (guestnet.Config, error) {
 		c.V6 = &guestnet.V6{Guest: p.Guest, Prefix: p.Gateway, MAC: masquerade.GatewayMAC}
 	}
 	return c, nil
-}
-
-// serveAgain is how long after a failure the servers are opened again.
-const serveAgain = time.Second
-
-func (w *Masquerade) keepServing(ctx context.Context, server *guestnet.Server, path string, config guestnet.Config) {
-	for {
-		err := server.Serve(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		w.log.Warn("the guest is not told its addresses; trying again", "netns", path, "error", err)
-		for server = nil; server == nil; {
-			timer := time.NewTimer(serveAgain)
-			select {
-			case <-ctx.Done():
-				timer.Stop()
-				return
-			case <-timer.C:
-			}
-			if !netns.Exists(path) {
-				return // the pod is gone; its guest will be found to be, too
-			}
-			server, _ = guestnet.Listen(path, config)
-		}
-	}
 }
 
 // dialInside connects to the guest from its pod, by its inner address: that is not bound to the list of ports, whose purpose is

@@ -22,6 +22,7 @@ import (
 const (
 	BindingMasquerade = "masquerade"
 	BindingBridge     = "bridge"
+	BindingL2Bridge   = "l2bridge" // and every other plugin of the attachment type managedTap
 	BindingSRIOV      = "sriov"
 	BindingPasst      = "passt"
 )
@@ -183,6 +184,14 @@ func (d *Driver) join(ctx context.Context, vmi *virtv1.VirtualMachineInstance, p
 	return all, nil
 }
 
+// attachment is the name of the attachment definition that the NIC was joined to; empty for the pod network.
+func (n NIC) attachment() string {
+	if n.Network.Multus == nil {
+		return ""
+	}
+	return n.Network.Multus.NetworkName
+}
+
 // wirerOf chooses by what is at the other end, and then by the binding: a logical port that waits for a tap gets one.
 func (d *Driver) wirerOf(nic NIC) (Wirer, error) {
 	i, err := nic.uplink()
@@ -229,14 +238,6 @@ func (d *Driver) LeaveNIC(ctx context.Context, nic NIC) error {
 		return leaver.Leave(ctx, nic)
 	}
 	return nil
-}
-
-// attachment is the name of the attachment definition that the NIC was joined to; empty for the pod network.
-func (n NIC) attachment() string {
-	if n.Network.Multus == nil {
-		return ""
-	}
-	return n.Network.Multus.NetworkName
 }
 
 func newNIC(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface, pod podnet.Pod, dns guestnet.DNS) (NIC, error) {

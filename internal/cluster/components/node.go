@@ -285,7 +285,7 @@ func kubeletConfig(in Input, node layout.Node) []byte {
 		"registerNode":              true,
 		"nodeLeaseDurationSeconds":  20,
 		"nodeStatusUpdateFrequency": (5 * time.Second).String(),
-		"syncFrequency":             time.Minute.String(),
+		"syncFrequency":             (10 * time.Second).String(), // how soon a secret that changes reaches a guest
 		// The host's disk is shared by all nodes: a full disk must not make every node throw its images and pods away.
 		"evictionHard":                map[string]string{"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%", "imagefs.inodesFree": "0%"},
 		"imageGCHighThresholdPercent": 100,

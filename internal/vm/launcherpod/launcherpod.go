@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/tenancy/attachment"
 )
 
 const (
@@ -60,6 +62,8 @@ type Request struct {
 	Claims map[string]Claim
 	// NetworkResources are extended resources that network attachments ask for, by "namespace/name".
 	NetworkResources map[string]string
+	// Overlay is what the pod asks of the overlay, by the name of the machine's network.
+	Overlay map[string]attachment.Request
 	// KVM asks for /dev/kvm, without which the guest is emulated. A migration's target must ask for it if its source has it.
 	KVM bool
 	// Migration is nil for the pod that a machine starts in.

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"patchbay/internal/tenancy/attachment"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -21,6 +23,7 @@ type scene struct {
 	VMI              virtv1.VirtualMachineInstance `json:"vmi"`
 	Claims           map[string]Claim              `json:"claims"`
 	NetworkResources map[string]string             `json:"networkResources"`
+	Overlay          map[string]attachment.Request `json:"overlay"`
 	KVM              bool                          `json:"kvm"`
 	Migration        *Migration                    `json:"migration"`
 }
@@ -29,7 +32,7 @@ func testCluster() Cluster {
 	return Cluster{
 		LauncherImage: "patchbay.io/launcher:test",
 		Plugins: map[string]virtv1.InterfaceBindingPlugin{
-			"vdpa": {NetworkAttachmentDefinition: "plugins/vdpa"},
+			"vdpa": {NetworkAttachmentDefinition: "plugins/vdpa"}, "l2bridge": {},
 		},
 	}
 }
@@ -52,7 +55,7 @@ func buildScenes(t *testing.T) map[string]*corev1.Pod {
 			t.Fatalf("%s: %v", file, err)
 		}
 		pod, err := Build(Request{
-			Cluster: testCluster(), VMI: &s.VMI, Claims: s.Claims, NetworkResources: s.NetworkResources, KVM: s.KVM, Migration: s.Migration,
+			Cluster: testCluster(), VMI: &s.VMI, Claims: s.Claims, NetworkResources: s.NetworkResources, Overlay: s.Overlay, KVM: s.KVM, Migration: s.Migration,
 		})
 		if err != nil {
 			t.Fatalf("%s: %v", file, err)

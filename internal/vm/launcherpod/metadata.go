@@ -4,9 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"strings"
 
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/tenancy/attachment"
 )
 
 // Keys that no imported package names.
@@ -15,7 +18,8 @@ const (
 	istioInterfaces      = "traffic.sidecar.istio.io/kubevirtInterfaces"
 	istioReroute         = "istio.io/reroute-virtual-interfaces"
 	multusNetworks       = "k8s.v1.cni.cncf.io/networks"
-	multusDefaultNetwork = "v1.multus-cni.io/default-network"
+	multusDefaultNetwork = attachment.DefaultNetworkAnnotation
+	primaryClaim         = "k8s.ovn.org/primary-udn-ipamclaim"
 	defaultContainer     = "kubectl.kubernetes.io/default-container"
 	requestEvictOnly     = "descheduler.alpha.kubernetes.io/request-evict-only"
 	launcherLabelValue   = "virt-launcher"
@@ -65,7 +69,7 @@ func podAnnotations(r Request) (map[string]string, error) {
 	if r.Migration != nil {
 		annotations[virtv1.MigrationJobNameAnnotation] = r.Migration.Name
 	}
-	networks, err := NetworkAnnotation(r.Cluster, r.VMI)
+	networks, err := NetworkAnnotation(r.Cluster, r.VMI, r.Overlay)
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +81,48 @@ func podAnnotations(r Request) (map[string]string, error) {
 			annotations[multusDefaultNetwork] = n.Multus.NetworkName
 		}
 	}
+	if err := askPrimary(annotations, r.Overlay); err != nil {
+		return nil, err
+	}
 	if usesMasquerade(r.VMI) {
 		annotations[istioInterfaces] = guestBridge
 		annotations[istioReroute] = guestBridge
 	}
 	return annotations, nil
+}
+
+// defaultNetwork is the element by which a pod asks for addresses on its primary network. It names the cluster's default
+// network, as OVN-Kubernetes wants it.
+type defaultNetwork struct {
+	Name      string         `json:"name"`
+	Namespace string         `json:"namespace"`
+	IPs       []netip.Prefix `json:"ips,omitempty"`
+	MAC       string         `json:"mac,omitempty"`
+	Claim     string         `json:"ipam-claim-reference,omitempty"`
+}
+
+// defaultNetworkNamespace is where the definition of the cluster's default network would lie.
+const defaultNetworkNamespace = "patchbay-system"
+
+// askPrimary asks for what the machine is to have on the primary network of its namespace.
+func askPrimary(annotations map[string]string, overlay map[string]attachment.Request) error {
+	for _, r := range overlay {
+		if !r.Primary {
+			continue
+		}
+		if r.Claim != "" {
+			annotations[primaryClaim] = r.Claim
+		}
+		if len(r.Addresses) == 0 && r.MAC == "" {
+			return nil
+		}
+		text, err := json.Marshal([]defaultNetwork{{
+			Name: "default", Namespace: defaultNetworkNamespace, IPs: r.Addresses, MAC: r.MAC, Claim: r.Claim,
+		}})
+		annotations[multusDefaultNetwork] = string(text)
+		return err
+	}
+	return nil
 }
 
 func usesMasquerade(vmi *virtv1.VirtualMachineInstance) bool {
@@ -99,11 +140,12 @@ type selection struct {
 	Namespace string            `json:"namespace"`
 	Interface string            `json:"interface,omitempty"`
 	MAC       string            `json:"mac,omitempty"`
+	Claim     string            `json:"ipam-claim-reference,omitempty"`
 	CNIArgs   map[string]string `json:"cni-args,omitempty"`
 }
 
 // NetworkAnnotation is the value of k8s.v1.cni.cncf.io/networks for the machine's present interfaces; empty when none needs it.
-func NetworkAnnotation(c Cluster, vmi *virtv1.VirtualMachineInstance) (string, error) {
+func NetworkAnnotation(c Cluster, vmi *virtv1.VirtualMachineInstance, overlay map[string]attachment.Request) (string, error) {
 	present := map[string]virtv1.Interface{}
 	for _, nic := range vmi.Spec.Domain.Devices.Interfaces {
 		if nic.State != virtv1.InterfaceStateAbsent {
@@ -118,7 +160,9 @@ func NetworkAnnotation(c Cluster, vmi *virtv1.VirtualMachineInstance) (string, e
 		}
 		if n.Multus != nil && !n.Multus.Default {
 			namespace, name := AttachmentKey(vmi.Namespace, n.Multus.NetworkName)
-			list = append(list, selection{Name: name, Namespace: namespace, Interface: InterfaceName(n.Name), MAC: nic.MacAddress})
+			list = append(list, selection{
+				Name: name, Namespace: namespace, Interface: InterfaceName(n.Name), MAC: nic.MacAddress, Claim: overlay[n.Name].Claim,
+			})
 		}
 		extra, err := pluginSelection(c, vmi, n.Name, nic)
 		if err != nil {

@@ -22,14 +22,14 @@ const (
 	fromDomain = "domain"
 )
 
-// attachment is one element of attachedAnnotation.
-type attachment struct {
+// attached is one element of attachedAnnotation.
+type attached struct {
 	Name      string `json:"name"`
 	Interface string `json:"interface"`
 	Default   bool   `json:"default"`
 }
 
-func attachments(pod *corev1.Pod) (list []attachment, ok bool) {
+func attachments(pod *corev1.Pod) (list []attached, ok bool) {
 	text, ok := pod.Annotations[attachedAnnotation]
 	if !ok || json.Unmarshal([]byte(text), &list) != nil {
 		return nil, false
@@ -76,14 +76,14 @@ func (s *vmiStep) followAttachments() {
 func isPrimary(n virtv1.Network) bool { return n.Pod != nil || n.Multus != nil && n.Multus.Default }
 
 // showPrimary makes sure that the primary interface is there and first, before anything else is known of it.
-func (s *vmiStep) showPrimary(list []attachment) {
+func (s *vmiStep) showPrimary(list []attached) {
 	status := &s.vmi.Status
 	n := slices.IndexFunc(s.vmi.Spec.Networks, isPrimary)
 	if n < 0 || hasInterfaceStatus(s.vmi, s.vmi.Spec.Networks[n].Name) {
 		return
 	}
 	device := ""
-	if i := slices.IndexFunc(list, func(a attachment) bool { return a.Default }); i >= 0 {
+	if i := slices.IndexFunc(list, func(a attached) bool { return a.Default }); i >= 0 {
 		device = list[i].Interface
 	}
 	first := virtv1.VirtualMachineInstanceNetworkInterface{Name: s.vmi.Spec.Networks[n].Name, PodInterfaceName: device}
@@ -91,12 +91,12 @@ func (s *vmiStep) showPrimary(list []attachment) {
 }
 
 // deviceOf finds a secondary network among the pod's attachments.
-func deviceOf(n virtv1.Network, list []attachment) (device string, ok bool) {
+func deviceOf(n virtv1.Network, list []attached) (device string, ok bool) {
 	if isPrimary(n) {
 		return "", false
 	}
 	want := launcherpod.InterfaceName(n.Name)
-	return want, slices.ContainsFunc(list, func(a attachment) bool { return a.Interface == want })
+	return want, slices.ContainsFunc(list, func(a attached) bool { return a.Interface == want })
 }
 
 func markAttached(status *virtv1.VirtualMachineInstanceStatus, name, device string) {

@@ -81,7 +81,7 @@ func newInstance(settings Settings, vm *virtv1.VirtualMachine, paused bool) (*vi
 	if paused {
 		vmi.Spec.StartStrategy = new(virtv1.StartStrategyPaused)
 	}
-	return vmi, settings.defaultNetwork(&vmi.Spec)
+	return vmi, settings.defaultNetwork(vm.Namespace, &vmi.Spec)
 }
 
 // addFirmwareUUID gives a machine that was made without one the UUID that it has always had in its guest's eyes.

@@ -68,7 +68,7 @@ type Decision struct {
 type Settings struct {
 	Launcher launcherpod.Cluster
 	// DefaultNetwork connects a machine that names no network, as admission does; nil leaves it to admission.
-	DefaultNetwork func(*virtv1.VirtualMachineInstanceSpec) error
+	DefaultNetwork func(namespace string, spec *virtv1.VirtualMachineInstanceSpec) error
 	// LiveUpdate lets changes of placement reach a running machine's instance, where its next migration heeds them.
 	LiveUpdate bool
 	// UseEmulation has guests emulated even where the processor could execute them.
@@ -95,11 +95,11 @@ func SettingsFrom(launcherImage string, c virtv1.KubeVirtConfiguration) Settings
 	return s
 }
 
-func (s Settings) defaultNetwork(spec *virtv1.VirtualMachineInstanceSpec) error {
+func (s Settings) defaultNetwork(namespace string, spec *virtv1.VirtualMachineInstanceSpec) error {
 	if s.DefaultNetwork == nil {
 		return nil
 	}
-	return s.DefaultNetwork(spec)
+	return s.DefaultNetwork(namespace, spec)
 }
 
 // sooner is the earlier of two waits, where 0 means no wait at all.

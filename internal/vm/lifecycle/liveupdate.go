@@ -25,7 +25,7 @@ func (s *vmStep) updateLive() error {
 		return nil // an earlier verdict stands
 	}
 	template := s.vm.Spec.Template.Spec.DeepCopy()
-	if err := s.view.Settings.defaultNetwork(template); err != nil {
+	if err := s.view.Settings.defaultNetwork(s.vm.Namespace, template); err != nil {
 		return err
 	}
 	why := restartReason(s.view.Settings, &s.view.Started.Template.Spec, template)

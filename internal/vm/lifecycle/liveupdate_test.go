@@ -133,6 +133,7 @@ func TestSyncNetworksKeepsWhatOthersAppended(t *testing.T) {
 		"none":         {"", `[{"name":"blue-nad","namespace":"shop","interface":"pod16477688c0e"}]`},
 		"a mesh's":     {"[" + mesh + "]", "[" + blue + "," + mesh + "]"},
 		"up to date":   {"[ " + blue + ", " + mesh + " ]", "[ " + blue + ", " + mesh + " ]"},
+		"kept claim":   {`[{"interface":"pod16477688c0e","ipam-claim-reference":"vm.blue","name":"blue-nad","namespace":"shop"}]`, `[{"interface":"pod16477688c0e","ipam-claim-reference":"vm.blue","name":"blue-nad","namespace":"shop"}]`},
 		"another form": {"istio-cni", "istio-cni"},
 	} {
 		t.Run(name, func(t *testing.T) {

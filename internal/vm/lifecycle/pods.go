@@ -139,7 +139,10 @@ var hashedInterface = regexp.MustCompile(`^pod[0-9a-f]{11}$`)
 // syncNetworks asks for the networks of hot-plugged interfaces and no longer for those of unplugged ones. Elements that somebody
 // else appended, such as a mesh's, stay.
 func (s *vmiStep) syncNetworks(pod *corev1.Pod) {
-	wanted, err := launcherpod.NetworkAnnotation(s.view.Settings.Launcher, keepAttached(s.vmi))
+	if s.view.OverlayFault != nil {
+		return // what a plugged interface is to ask for is not known yet
+	}
+	wanted, err := launcherpod.NetworkAnnotation(s.view.Settings.Launcher, keepAttached(s.vmi), s.view.Overlay)
 	if err != nil {
 		s.warn(reasonHotPlugFailed, err)
 		return
@@ -154,6 +157,7 @@ func (s *vmiStep) syncNetworks(pod *corev1.Pod) {
 			return // a form that only others write: not ours to change
 		}
 		foreign = slices.DeleteFunc(slices.Clone(old), isOurs)
+		keepRequests(elements, old)
 		if equality.Semantic.DeepEqual(old, slices.Concat(elements, foreign)) {
 			return
 		}
@@ -163,12 +167,23 @@ func (s *vmiStep) syncNetworks(pod *corev1.Pod) {
 		delete(pod.Annotations, networksAnnotation)
 		return
 	}
-	if len(foreign) == 0 {
+	if current := pod.Annotations[networksAnnotation]; current == "" {
 		pod.Annotations[networksAnnotation] = wanted
 		return
 	}
 	if text, err := json.Marshal(merged); err == nil {
 		pod.Annotations[networksAnnotation] = string(text)
+	}
+}
+
+// keepRequests leaves what a pod asked for on a network as it was: its interface has been made from that.
+func keepRequests(elements, old []map[string]any) {
+	for i, e := range elements {
+		for _, o := range old {
+			if isOurs(o) && e["interface"] == o["interface"] && e["name"] == o["name"] && e["namespace"] == o["namespace"] {
+				elements[i] = o
+			}
+		}
 	}
 }
 

@@ -271,9 +271,9 @@ func (w *world) kubelet(args []string) error {
 		status := map[string]corev1.ConditionStatus{"ready": corev1.ConditionTrue, "unready": corev1.ConditionFalse}[args[0]]
 		setPodCondition(pod, corev1.PodCondition{Type: corev1.PodReady, Status: status})
 	case "attached": // to its own network and so many more, by their names in the instance
-		list := []attachment{{Name: "ovn-kubernetes", Interface: "eth0", Default: true}}
+		list := []attached{{Name: "ovn-kubernetes", Interface: "eth0", Default: true}}
 		for _, name := range args[1:] {
-			list = append(list, attachment{Name: "shop/" + name, Interface: launcherpod.InterfaceName(name)})
+			list = append(list, attached{Name: "shop/" + name, Interface: launcherpod.InterfaceName(name)})
 		}
 		text, err := json.Marshal(list)
 		if err != nil {

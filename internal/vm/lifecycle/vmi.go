@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/tenancy/attachment"
 	"patchbay/internal/vm/launcherpod"
 )
 
@@ -25,6 +27,10 @@ type VMIView struct {
 	Claims map[string]*corev1.PersistentVolumeClaim
 	// Networks are the resource names that existing network attachments ask for, by "namespace/name"; "" for none.
 	Networks map[string]string
+	// Overlay is what the instance's pod asks of the overlay, by the name of the instance's network. While OverlayFault says
+	// why that is not known, no pod is made.
+	Overlay      map[string]attachment.Request
+	OverlayFault error
 	// Nodes are the cluster's nodes, and Volumes the persistent volumes that Claims are bound to. Both may be empty once the
 	// instance has a pod.
 	Nodes   []*corev1.Node
@@ -182,8 +188,15 @@ func (s *vmiStep) buildPod() (*corev1.Pod, error) {
 			return nil, launcherpod.NetworkNotFoundError(key)
 		}
 	}
+	if errors.Is(s.view.OverlayFault, attachment.ErrAwaited) {
+		s.after = createRetry // its event comes before
+		return nil, nil
+	}
+	if s.view.OverlayFault != nil {
+		return nil, s.view.OverlayFault
+	}
 	return s.accelerate(launcherpod.Request{
-		Cluster: s.view.Settings.Launcher, VMI: s.vmi, Claims: claims, NetworkResources: s.view.Networks,
+		Cluster: s.view.Settings.Launcher, VMI: s.vmi, Claims: claims, NetworkResources: s.view.Networks, Overlay: s.view.Overlay,
 	})
 }
 

@@ -1,0 +1,48 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"slices"
+
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/internal/agent/cni"
+	"patchbay/internal/agent/delegate"
+)
+
+// newPlugin is what connects pods: ourselves to the overlay, the CNI plugins of others to everything else.
+func (h *Host) newPlugin(ctx context.Context, pods *cni.KubePods, log *slog.Logger) (*cni.Plugin, error) {
+	dir, program := filepath.Join(h.Dir, "cni", "bin"), filepath.Join(h.BinDir, delegate.Program)
+	if err := delegate.Install(ctx, program, dir); err != nil {
+		log.Warn("networks of other CNI plugins work only with programs that you put into the directory yourself", "directory", dir, "error", err)
+	}
+	dhcp := &delegate.DHCP{Program: program, Socket: h.File("dhcp.sock"), Log: log}
+	recorder := h.Manager.GetEventRecorder("patchbay-agent")
+	return cni.New(cni.Config{
+		Pods: pods, Ports: h.OVS, Guard: h.Guard, Records: h.Pods, MTU: h.Settings.PodMTU, Log: log,
+		Inside:      slices.Concat(h.Settings.ClusterCIDRs, h.Settings.ServiceCIDRs),
+		Definitions: definitions{h.Manager.GetAPIReader()},
+		Delegates: delegate.New(delegate.Config{
+			PluginDirs: []string{dir}, Dir: h.File("delegates"), Prepare: dhcp.Prepare,
+		}),
+		Warn: func(_ context.Context, ref cni.PodRef, reason, message string) {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}}
+			recorder.Eventf(pod, nil, corev1.EventTypeWarning, reason, reason, "%s", message)
+		},
+	}), nil
+}
+
+// definitions reads network-attachment-definitions from the API server: they are needed once in a pod's life.
+type definitions struct{ client.Reader }
+
+// Definition implements cni.Definitions.
+func (d definitions) Definition(ctx context.Context, namespace, name string) (string, error) {
+	var nad nadv1.NetworkAttachmentDefinition
+	err := d.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &nad)
+	return nad.Spec.Config, err
+}
