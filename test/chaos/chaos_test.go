@@ -116,11 +116,11 @@ func instance(t *testing.T, namespace, name string) (*virtv1.VirtualMachineInsta
 
 func TestChaos(t *testing.T) {
 	ns := lab.Namespace(t)
-	for node, names := range map[string][]string{"node-1": {"left", "off", "panics"}, "node-2": {"right", "engine", "launched"}} {
+	for node, names := range map[string][]string{"node-1": {"left", "quits", "panics"}, "node-2": {"right", "engine", "launched"}} {
 		lab.Apply(t, ns, toolbox, map[string]string{"name": "box-" + node, "node": node})
 		for _, name := range names {
 			strategy := "Always"
-			if name == "off" {
+			if name == "quits" {
 				strategy = "RerunOnFailure"
 			}
 			lab.Apply(t, ns, machine, map[string]string{"name": name, "node": node, "strategy": strategy})
@@ -182,12 +182,12 @@ const lossless = 2 * time.Second
 // machines ends machines in all ways at once; each comes to its documented end, and the two others notice nothing.
 func (w *world) machines(t *testing.T) {
 	before := map[string]*virtv1.VirtualMachineInstance{}
-	for _, name := range []string{"off", "panics", "engine", "launched"} {
+	for _, name := range []string{"quits", "panics", "engine", "launched"} {
 		lab.Guest(t, w.ns, name).Run("true")
 		before[name] = lab.Running(t, w.ns, name)
 	}
 	w.undisturbed(t, lossless, func() {
-		_, _ = lab.Guest(t, w.ns, "off").Try("sync; (sleep 1; poweroff -f) >/dev/null 2>&1 &")
+		_, _ = lab.Guest(t, w.ns, "quits").Try("sync; (sleep 1; poweroff -f) >/dev/null 2>&1 &")
 		_, _ = lab.Guest(t, w.ns, "panics").Try("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
 		qemu, _ := engineOf(t, w.ns, "engine")
 		kill(t, qemu)
@@ -195,7 +195,7 @@ func (w *world) machines(t *testing.T) {
 		kill(t, launcher)
 		t.Run("a guest that powers itself off has succeeded and stays off", func(t *testing.T) {
 			lab.Eventually(t, limit, "it has succeeded", func() error {
-				if vmi, err := instance(t, w.ns, "off"); err != nil || vmi.UID != before["off"].UID || vmi.Status.Phase != virtv1.Succeeded {
+				if vmi, err := instance(t, w.ns, "quits"); err != nil || vmi.UID != before["quits"].UID || vmi.Status.Phase != virtv1.Succeeded {
 					return fmt.Errorf("%v, phase %s", err, vmi.Status.Phase)
 				}
 				return nil

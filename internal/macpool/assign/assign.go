@@ -41,6 +41,8 @@ type Config struct {
 	Pool *macpool.Pool
 	// Ready waits a little for the pool to know every address that is held, and says whether it does.
 	Ready func(context.Context) bool
+	// Off says that no addresses are given; nil means never.
+	Off func() bool
 	// Exists says whether a machine is stored already.
 	Exists func(ctx context.Context, namespace, name string) bool
 	Now    func() time.Time
@@ -68,7 +70,7 @@ func Stored(vm *virtv1.VirtualMachine) (time.Time, map[string]macpool.Address) {
 
 // Complete fills in a machine that is created (old is nil) or changed. A dry run records nothing. An error is a refusal.
 func (a *Assigner) Complete(ctx context.Context, old, vm *virtv1.VirtualMachine, dryRun bool) (warnings []string, err error) {
-	if vm.Spec.Template == nil || vm.DeletionTimestamp != nil {
+	if vm.Spec.Template == nil || vm.DeletionTimestamp != nil || a.off() {
 		return nil, nil
 	}
 	verb := "Failed to update"
@@ -90,6 +92,8 @@ func (a *Assigner) Complete(ctx context.Context, old, vm *virtv1.VirtualMachine,
 	}
 	return warnings, nil
 }
+
+func (a *Assigner) off() bool { return a.Off != nil && a.Off() }
 
 // keep restores the addresses that a later write of the machine left out. NICs are the same when they have the same name.
 func keep(old, vm *virtv1.VirtualMachine) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	hooks "k8s.io/api/admissionregistration/v1"
@@ -52,6 +53,7 @@ type Watch struct {
 	events events.EventRecorder
 	gauges *gauges
 
+	off     atomic.Bool
 	deleted sync.Map // of machines: when they were last stored, by key
 
 	ranged  chan struct{} // closed when the range is known
@@ -97,6 +99,9 @@ func (w *Watch) wait(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Off says that the administrator has no use for the pool.
+func (w *Watch) Off() bool { return w.off.Load() }
 
 // Exists says whether a machine is stored, as far as the cache knows.
 func (w *Watch) Exists(ctx context.Context, namespace, name string) bool {
@@ -159,6 +164,9 @@ func (w *Watch) holds(ctx context.Context, pod *corev1.Pod, takesPart labels.Sel
 
 // selector says which namespaces take part in what one of the webhooks does.
 func (w *Watch) selector(ctx context.Context, webhook string) (labels.Selector, error) {
+	if w.Off() {
+		return labels.Nothing(), nil
+	}
 	c := &hooks.MutatingWebhookConfiguration{}
 	if err := w.client.Get(ctx, client.ObjectKey{Name: w.Webhooks}, c); err != nil {
 		if apierrors.IsNotFound(err) {
