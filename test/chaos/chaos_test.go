@@ -115,26 +115,22 @@ func instance(t *testing.T, namespace, name string) (*virtv1.VirtualMachineInsta
 }
 
 func TestChaos(t *testing.T) {
-	ns := lab.Namespace(t)
-	for node, names := range map[string][]string{"node-1": {"left", "quits", "panics"}, "node-2": {"right", "engine", "launched"}} {
-		lab.Apply(t, ns, toolbox, map[string]string{"name": "box-" + node, "node": node})
-		for _, name := range names {
-			strategy := "Always"
-			if name == "quits" {
-				strategy = "RerunOnFailure"
-			}
-			lab.Apply(t, ns, machine, map[string]string{"name": name, "node": node, "strategy": strategy})
-		}
-	}
-	ip := func(name string) string {
-		lab.Guest(t, ns, name).Run("true")
-		return lab.Running(t, ns, name).Status.Interfaces[0].IP
+	w := &world{ns: lab.Namespace(t)}
+	for node, name := range map[string]string{"node-1": "left", "node-2": "right"} {
+		lab.Apply(t, w.ns, toolbox, map[string]string{"name": "box-" + node, "node": node})
+		w.machine(t, name, node, "Always")
 	}
 	for _, node := range lab.Nodes {
-		lab.PodReady(t, ns, "box-"+node)
+		lab.PodReady(t, w.ns, "box-"+node)
 	}
-	w := &world{ns: ns, flows: []flow{{namespace: ns, pod: "box-node-1", to: ip("right")}, {namespace: ns, pod: "box-node-2", to: ip("left")}}}
-	t.Run("machines", w.machines)
+	for pod, name := range map[string]string{"box-node-1": "right", "box-node-2": "left"} {
+		f := flow{t: t, namespace: w.ns, pod: pod, to: lab.Running(t, w.ns, name).Status.Interfaces[0].IP}
+		f.start() // until the guest has started
+		f.stop()
+		w.flows = append(w.flows, f)
+	}
+	t.Run("processes of a machine", w.processes)
+	t.Run("guests", w.guests)
 	t.Run("components", w.components)
 }
 
@@ -179,40 +175,60 @@ func (w *world) undisturbed(t *testing.T, allowed time.Duration, what func()) {
 // lossless is what a busy machine may lose without anything being wrong.
 const lossless = 2 * time.Second
 
-// machines ends machines in all ways at once; each comes to its documented end, and the two others notice nothing.
-func (w *world) machines(t *testing.T) {
-	before := map[string]*virtv1.VirtualMachineInstance{}
-	for _, name := range []string{"quits", "panics", "engine", "launched"} {
-		lab.Guest(t, w.ns, name).Run("true")
-		before[name] = lab.Running(t, w.ns, name)
+func (w *world) machine(t *testing.T, name, node, strategy string) {
+	t.Helper()
+	lab.Apply(t, w.ns, machine, map[string]string{"name": name, "node": node, "strategy": strategy})
+}
+
+// startedAnew waits until another instance of a machine runs.
+func (w *world) startedAnew(t *testing.T, before *virtv1.VirtualMachineInstance) {
+	t.Helper()
+	lab.Eventually(t, limit, "another instance of "+before.Name+" runs", func() error {
+		vmi, err := instance(t, w.ns, before.Name)
+		if err != nil || vmi.UID == before.UID || vmi.Status.Phase != virtv1.Running {
+			return fmt.Errorf("%v, phase %s", err, vmi.Status.Phase)
+		}
+		return nil
+	})
+	if out, err := lab.Kubectl(t.Context(), "delete", "vm", before.Name, "-n", w.ns); err != nil {
+		t.Errorf("%v %s", err, out)
 	}
+}
+
+// processes kills QEMU and a launcher: their machines have failed and are started anew, the two others notice nothing.
+func (w *world) processes(t *testing.T) {
+	w.machine(t, "engine", "node-1", "Always")
+	w.machine(t, "launched", "node-2", "Always")
+	engine, launched := lab.Running(t, w.ns, "engine"), lab.Running(t, w.ns, "launched")
 	w.undisturbed(t, lossless, func() {
-		_, _ = lab.Guest(t, w.ns, "quits").Try("sync; (sleep 1; poweroff -f) >/dev/null 2>&1 &")
-		_, _ = lab.Guest(t, w.ns, "panics").Try("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
 		qemu, _ := engineOf(t, w.ns, "engine")
 		kill(t, qemu)
 		_, launcher := engineOf(t, w.ns, "launched")
 		kill(t, launcher)
-		t.Run("a guest that powers itself off has succeeded and stays off", func(t *testing.T) {
+		t.Run("QEMU", func(t *testing.T) { w.startedAnew(t, engine) })
+		t.Run("launcher", func(t *testing.T) { w.startedAnew(t, launched) })
+	})
+}
+
+// guests ends guests from inside: one that powers itself off has succeeded and stays off, one that panics has failed and is
+// started anew.
+func (w *world) guests(t *testing.T) {
+	w.machine(t, "quits", "node-1", "RerunOnFailure")
+	w.machine(t, "panics", "node-2", "Always")
+	quits, panics := lab.Guest(t, w.ns, "quits"), lab.Guest(t, w.ns, "panics")
+	was, before := lab.Running(t, w.ns, "quits"), lab.Running(t, w.ns, "panics")
+	w.undisturbed(t, lossless, func() {
+		_, _ = quits.Try("(sleep 1; poweroff -f) >/dev/null 2>&1 &")
+		_, _ = panics.Try("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+		t.Run("poweroff", func(t *testing.T) {
 			lab.Eventually(t, limit, "it has succeeded", func() error {
-				if vmi, err := instance(t, w.ns, "quits"); err != nil || vmi.UID != before["quits"].UID || vmi.Status.Phase != virtv1.Succeeded {
+				if vmi, err := instance(t, w.ns, "quits"); err != nil || vmi.UID != was.UID || vmi.Status.Phase != virtv1.Succeeded {
 					return fmt.Errorf("%v, phase %s", err, vmi.Status.Phase)
 				}
 				return nil
 			})
 		})
-		for name, what := range map[string]string{
-			"panics": "a guest that panics", "engine": "a machine whose QEMU is killed", "launched": "a machine whose launcher is killed",
-		} {
-			t.Run(what+" has failed and is started anew", func(t *testing.T) {
-				lab.Eventually(t, limit, "another instance runs", func() error {
-					if vmi, err := instance(t, w.ns, name); err != nil || vmi.UID == before[name].UID || vmi.Status.Phase != virtv1.Running {
-						return fmt.Errorf("%v, phase %s", err, vmi.Status.Phase)
-					}
-					return nil
-				})
-			})
-		}
+		t.Run("panic", func(t *testing.T) { w.startedAnew(t, before) })
 	})
 }
 

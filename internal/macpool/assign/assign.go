@@ -4,7 +4,6 @@ package assign
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -27,10 +26,14 @@ const (
 	kindPod = "pod"
 )
 
-// Refusals, in the words that users know.
+// refusal is an error in words that users know.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
 const (
-	notUnique    = "Failed to mutate virtual machine: every interface must have a unique name"
-	notAllocated = "Failed to allocate mac to the vm object"
+	notUnique    refusal = "Failed to mutate virtual machine: every interface must have a unique name"
+	notAllocated         = "Failed to allocate mac to the vm object"
 )
 
 // warning is what clients see instead of a refusal.
@@ -121,7 +124,7 @@ func unique(nics []virtv1.Interface) error {
 	seen := map[string]bool{}
 	for _, nic := range nics {
 		if seen[nic.Name] {
-			return errors.New(notUnique)
+			return notUnique
 		}
 		seen[nic.Name] = true
 	}
