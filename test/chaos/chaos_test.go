@@ -28,10 +28,12 @@ spec:
         memory: {guest: 128Mi}
         devices:
           panicDevices: [{model: pvpanic}]
-          disks: [{name: root, disk: {bus: virtio}}]
+          disks: [{name: root, disk: {bus: virtio}}, {name: seed, disk: {bus: virtio}}]
           interfaces: [{name: default, masquerade: {}}]
       networks: [{name: default, pod: {}}]
-      volumes: [{name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}]
+      volumes:
+        - {name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}
+        - {name: seed, cloudInitNoCloud: {userData: "#cloud-config\nbootcmd: [[sh, -c, '{{.does}}']]\n"}}
 `
 
 const toolbox = `
@@ -118,7 +120,7 @@ func TestChaos(t *testing.T) {
 	w := &world{ns: lab.Namespace(t)}
 	for node, name := range map[string]string{"node-1": "left", "node-2": "right"} {
 		lab.Apply(t, w.ns, toolbox, map[string]string{"name": "box-" + node, "node": node})
-		w.machine(t, name, node, "Always")
+		w.machine(t, name, node, "Always", "true")
 	}
 	for _, node := range lab.Nodes {
 		lab.PodReady(t, w.ns, "box-"+node)
@@ -172,12 +174,14 @@ func (w *world) undisturbed(t *testing.T, allowed time.Duration, what func()) {
 	}
 }
 
-// lossless is what a busy machine may lose without anything being wrong.
-const lossless = 2 * time.Second
+// lossless is what a host with many times more work than processors loses without anything being wrong: the switch is starved, and
+// its queues run over. Flows that are cleared and put back only later take longer than this.
+const lossless = 5 * time.Second
 
-func (w *world) machine(t *testing.T, name, node, strategy string) {
+// machine starts a guest that does something while it starts.
+func (w *world) machine(t *testing.T, name, node, strategy, does string) {
 	t.Helper()
-	lab.Apply(t, w.ns, machine, map[string]string{"name": name, "node": node, "strategy": strategy})
+	lab.Apply(t, w.ns, machine, map[string]string{"name": name, "node": node, "strategy": strategy, "does": does})
 }
 
 // startedAnew waits until another instance of a machine runs.
@@ -197,8 +201,8 @@ func (w *world) startedAnew(t *testing.T, before *virtv1.VirtualMachineInstance)
 
 // processes kills QEMU and a launcher: their machines have failed and are started anew, the two others notice nothing.
 func (w *world) processes(t *testing.T) {
-	w.machine(t, "engine", "node-1", "Always")
-	w.machine(t, "launched", "node-2", "Always")
+	w.machine(t, "engine", "node-1", "Always", "true")
+	w.machine(t, "launched", "node-2", "Always", "true")
 	engine, launched := lab.Running(t, w.ns, "engine"), lab.Running(t, w.ns, "launched")
 	w.undisturbed(t, lossless, func() {
 		qemu, _ := engineOf(t, w.ns, "engine")
@@ -213,13 +217,10 @@ func (w *world) processes(t *testing.T) {
 // guests ends guests from inside: one that powers itself off has succeeded and stays off, one that panics has failed and is
 // started anew.
 func (w *world) guests(t *testing.T) {
-	w.machine(t, "quits", "node-1", "RerunOnFailure")
-	w.machine(t, "panics", "node-2", "Always")
-	quits, panics := lab.Guest(t, w.ns, "quits"), lab.Guest(t, w.ns, "panics")
-	was, before := lab.Running(t, w.ns, "quits"), lab.Running(t, w.ns, "panics")
 	w.undisturbed(t, lossless, func() {
-		_, _ = quits.Try("(sleep 1; poweroff -f) >/dev/null 2>&1 &")
-		_, _ = panics.Try("(sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+		w.machine(t, "quits", "node-1", "RerunOnFailure", "sleep 3; poweroff -f")
+		w.machine(t, "panics", "node-2", "Always", "sleep 10; echo c > /proc/sysrq-trigger")
+		was, before := lab.Running(t, w.ns, "quits"), lab.Running(t, w.ns, "panics")
 		t.Run("poweroff", func(t *testing.T) {
 			lab.Eventually(t, limit, "it has succeeded", func() error {
 				if vmi, err := instance(t, w.ns, "quits"); err != nil || vmi.UID != was.UID || vmi.Status.Phase != virtv1.Succeeded {
