@@ -103,9 +103,10 @@ func (w *Watch) wait(ctx context.Context) error {
 // Off says that the administrator has no use for the pool.
 func (w *Watch) Off() bool { return w.off.Load() }
 
-// Exists says whether a machine is stored, as far as the cache knows.
+// Exists says whether a machine is stored. What the cache still shows may be gone: only the API server says so for certain.
 func (w *Watch) Exists(ctx context.Context, namespace, name string) bool {
-	return w.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &virtv1.VirtualMachine{}) == nil
+	key, vm := client.ObjectKey{Namespace: namespace, Name: name}, &virtv1.VirtualMachine{}
+	return w.client.Get(ctx, key, vm) == nil && w.live.Get(ctx, key, vm) == nil
 }
 
 // rebuild learns all addresses that are held. Machines of namespaces that do not take part count too: what they have must not be
