@@ -7,7 +7,9 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	virtv1 "kubevirt.io/api/core/v1"
 	migrationsv1 "kubevirt.io/api/migrations/v1alpha1"
@@ -29,6 +31,8 @@ type Config struct {
 	Settings settings.Settings
 	// MACs completes the addresses of NICs; without it nobody does.
 	MACs MACs
+	// Evict says why a pod may not be evicted now, or nothing when it may; nil: every pod may.
+	Evict func(ctx context.Context, pod types.NamespacedName, dryRun bool) (refusal string, err error)
 	// NewID makes firmware identifiers; random ones when nil.
 	NewID NewID
 }
@@ -162,6 +166,24 @@ func (s *Server) validateMigrationPolicy(_ *http.Request, r *admissionv1.Admissi
 		return nil, err
 	}
 	return answer(ValidateMigrationPolicy(p)), nil
+}
+
+// intercept turns the eviction of a machine's pod into a migration. Its refusal is one that clients repeat the request after.
+func (s *Server) intercept(req *http.Request, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
+	if s.config.Evict == nil {
+		return answer(nil), nil
+	}
+	dry := r.DryRun != nil && *r.DryRun
+	refusal, err := s.config.Evict(req.Context(), types.NamespacedName{Namespace: r.Namespace, Name: r.Name}, dry)
+	if err != nil {
+		refusal = err.Error() // it may pass: the pod must not go because of it
+	}
+	if refusal == "" {
+		return answer(nil), nil
+	}
+	return &admissionv1.AdmissionResponse{Result: &metav1.Status{
+		Status: metav1.StatusFailure, Message: refusal, Reason: metav1.StatusReasonTooManyRequests, Code: http.StatusTooManyRequests,
+	}}, nil
 }
 
 // warnService never refuses: Services belong to everybody, and to most of them VMs mean nothing.

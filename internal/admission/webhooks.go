@@ -88,6 +88,8 @@ func (s *Server) webhooks() []webhook {
 		{name: "clusteruserdefinednetworks.patchbay.io", path: "clusteruserdefinednetworks-warn",
 			group: ovnv1.GroupVersion.Group, versions: []string{"v1"}, resource: "clusteruserdefinednetworks", on: create,
 			scope: hooks.ClusterScope, optional: true, decide: s.warnNetwork},
+		{name: "virt-launcher-eviction-interceptor.kubevirt.io", path: "launcher-eviction", versions: []string{"v1"}, resource: "pods/eviction",
+			on: create, records: true, only: `request.name.startsWith('virt-launcher-')`, decide: s.intercept},
 		{name: "services.patchbay.io", path: "services-warn", versions: []string{"v1"}, resource: "services", on: createOrUpdate,
 			optional: true, only: serviceIsRelevant(), decide: s.warnService},
 	}
@@ -181,7 +183,7 @@ func selector(s *metav1.LabelSelector) *applymeta.LabelSelectorApplyConfiguratio
 
 func (w webhook) validatingConfiguration(target *apply.WebhookClientConfigApplyConfiguration) *apply.ValidatingWebhookApplyConfiguration {
 	configuration := apply.ValidatingWebhook().WithName(w.name).WithClientConfig(target).WithRules(w.rule()).
-		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(hooks.SideEffectClassNone).
+		WithFailurePolicy(w.failurePolicy()).WithMatchPolicy(hooks.Equivalent).WithSideEffects(w.sideEffects()).
 		WithTimeoutSeconds(timeout).WithAdmissionReviewVersions("v1")
 	if w.only != "" {
 		configuration.WithMatchConditions(w.condition())

@@ -81,6 +81,9 @@ func Run(ctx context.Context, c Config, parts []Part) error {
 	}
 	defer unlock()
 	ctrllog.SetLogger(logr.FromSlogHandler(c.Log.Handler()))
+	if err := rollBackNetwork(ctx, c); err != nil {
+		return err
+	}
 	h, err := open(ctx, c)
 	if err != nil {
 		return err
@@ -140,7 +143,7 @@ func newManager(ctx context.Context, config *rest.Config, c Config) (manager.Man
 	options := manager.Options{
 		Scheme:                  newScheme(),
 		MapperProvider:          newMapper,
-		Cache:                   withMachines(cacheOptions(c.Node), c.Node),
+		Cache:                   withNodePolicies(withMachines(cacheOptions(c.Node), c.Node), c.Node),
 		Metrics:                 server.Options{BindAddress: "0"},
 		GracefulShutdownTimeout: &graceful,
 	}

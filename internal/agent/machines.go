@@ -36,6 +36,10 @@ func addMachines(_ context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
+	arriving, err := h.arrivingMachines()
+	if err != nil {
+		return err
+	}
 	driver := vmdriver.New(vmdriver.Config{
 		Node:        h.Node,
 		KubeletRoot: h.KubeletRoot(),
@@ -48,10 +52,15 @@ func addMachines(_ context.Context, h *Host) error {
 			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
 			vmdriver.BindingL2Bridge:   &vmdriver.Bridge{Log: log},
 		},
-		OpenVhost:   vmdriver.OpenVhostNet,
-		EFI:         &firmware,
-		Events:      recorder{h.Manager.GetEventRecorder("patchbay-agent")},
-		Log:         log,
+		OpenVhost: vmdriver.OpenVhostNet,
+		EFI:       &firmware,
+		Events:    recorder{h.Manager.GetEventRecorder("patchbay-agent")},
+		Arriving:  arriving,
+		TLSDir:    filepath.Join(h.Dir, "pki", "agent"),
+		StateDir:  h.File("migrations"),
+		Log:       log,
+
+		MigrationAddress: h.migrationAddress,
 	})
 	if err := driver.AddToManager(h.Manager); err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/knftables"
 
+	nmstatev1 "patchbay/api/nmstate/v1"
 	"patchbay/internal/agent/cni"
 	"patchbay/internal/agent/devices"
 	"patchbay/internal/agent/heartbeat"
@@ -26,6 +27,7 @@ import (
 func Parts() []Part {
 	return []Part{
 		{"node network", addNodeNetwork},
+		{"node network policies", addNodePolicies},
 		{"CNI server", addCNI},
 		{"devices", addDevices},
 		{"virtual machines", addMachines},
@@ -39,6 +41,7 @@ func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	_ = clientgoscheme.AddToScheme(s) // these add to a map; they cannot fail
 	_ = virtv1.AddToScheme(s)
+	_ = nmstatev1.AddToScheme(s)
 	_ = nadv1.AddToScheme(s)
 	return s
 }

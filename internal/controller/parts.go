@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	nmstatev1 "patchbay/api/nmstate/v1"
 	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/api/policies"
 	"patchbay/internal/admission"
@@ -40,13 +41,14 @@ func Parts() []Part {
 		{"network", addNetwork},
 		{"tenancy", addTenancy},
 		{"volumes", addVolumes},
+		{"node networks", addNodeNetworks},
 	}
 }
 
 // newScheme holds the API types that the parts read and write.
 func newScheme() *apiruntime.Scheme {
 	s := apiruntime.NewScheme()
-	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme} {
+	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme, nmstatev1.AddToScheme} {
 		_ = add(s) // adds to a map; cannot fail
 	}
 	return s
@@ -69,7 +71,8 @@ func addAdmission(_ context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
-	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs})
+	evictions := vm.Evictions{Client: h.Direct, Config: h.machines()}
+	server := admission.NewServer(admission.Config{Policy: policy, Reader: h.Manager.GetClient(), Settings: h.Settings, MACs: macs, Evict: evictions.Evict})
 	h.Mux.Handle(admission.Prefix, server)
 	return h.Manager.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		return server.Install(ctx, h.REST, "https://"+h.Listen.String(), h.Authority)
@@ -104,14 +107,19 @@ func addSubresources(ctx context.Context, h *Host) error {
 }
 
 func addMachines(_ context.Context, h *Host) error {
-	return vm.SetupWithManager(h.Manager, vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
+	return vm.SetupWithManager(h.Manager, h.machines())
+}
+
+// machines is what the administrator says of machines.
+func (h *Host) machines() vm.Config {
+	return vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
 		kv := &virtv1.KubeVirt{}
 		key := client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName}
 		if err := h.Manager.GetClient().Get(context.Background(), key, kv); err != nil {
 			return nil // not made yet: the defaults
 		}
 		return kv
-	}})
+	}}
 }
 
 func addNetwork(_ context.Context, h *Host) error {

@@ -19,6 +19,21 @@ const maxDocument = 1 << 20
 
 // writeSeed makes the cloud-init disk. It lies in memory with the sockets: it holds secrets.
 func (l *Launcher) writeSeed(seed *protocol.Seed) (string, error) {
+	content := seed.Image
+	if content == nil {
+		var err error
+		if content, err = makeSeed(seed); err != nil {
+			return "", err
+		}
+	}
+	path := filepath.Join(l.cfg.RunDir, protocol.SeedName)
+	if err := os.WriteFile(path+".staging", content, 0o600); err != nil {
+		return "", err
+	}
+	return path, os.Rename(path+".staging", path)
+}
+
+func makeSeed(seed *protocol.Seed) ([]byte, error) {
 	files := maps.Clone(seed.Files)
 	if files == nil {
 		files = map[string][]byte{}
@@ -26,19 +41,13 @@ func (l *Launcher) writeSeed(seed *protocol.Seed) (string, error) {
 	for path, candidates := range seed.FromDir {
 		content, err := firstOf(candidates)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		files[path] = content
 	}
 	var image bytes.Buffer
-	if err := iso.Write(&image, seed.Label, files, time.Now()); err != nil {
-		return "", err
-	}
-	path := filepath.Join(l.cfg.RunDir, "seed.iso")
-	if err := os.WriteFile(path+".staging", image.Bytes(), 0o600); err != nil {
-		return "", err
-	}
-	return path, os.Rename(path+".staging", path)
+	err := iso.Write(&image, seed.Label, files, time.Now())
+	return image.Bytes(), err
 }
 
 // firstOf reads the first of the files that exists.

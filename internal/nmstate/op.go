@@ -230,7 +230,7 @@ func (o SetLink) String() string {
 }
 
 func (o SetOVSDB) String() string {
-	return "set ovs-db " + describe(OVSDB{ExternalIDs: o.ExternalIDs, OtherConfig: o.OtherConfig})
+	return "set ovs-db " + describe(OVSDB(o))
 }
 
 func onOff(on bool) string {

@@ -32,8 +32,10 @@ type Facts struct {
 	Now time.Time
 	// Ports is the number of PCI root ports a migration target must have, as its source has them; 0 lets Plan choose.
 	Ports int
-	// Incoming makes a migration target: QEMU waits for migrate-incoming.
+	// Incoming makes a migration target: QEMU waits for migrate-incoming, and the guest for cont.
 	Incoming bool
+	// Seed is the cloud-init disk that the guest has, on a migration target: one made anew would differ.
+	Seed []byte
 }
 
 // NIC is one wired network card.

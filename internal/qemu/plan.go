@@ -82,7 +82,8 @@ func (b *builder) launch() error {
 			b.setup("set_link", map[string]any{"name": NICDevice(nic.Name), "up": false})
 		}
 	}
-	if paused || len(b.start.Setup) > 0 {
+	// A guest that arrives runs when its source has given it away, not when its last byte is here.
+	if paused || len(b.start.Setup) > 0 || b.facts.Incoming {
 		b.add("-S")
 	}
 	if len(b.start.Setup) > 0 && !paused && !b.facts.Incoming {

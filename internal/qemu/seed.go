@@ -63,6 +63,9 @@ func (b *builder) seed() error {
 		if err != nil {
 			return fmt.Errorf("spec.volumes[%d]: %w", i, err)
 		}
+		if b.facts.Seed != nil {
+			seed = &protocol.Seed{Label: seed.Label, Image: b.facts.Seed}
+		}
 		b.start.Seed = seed
 	}
 	return nil

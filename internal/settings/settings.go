@@ -37,6 +37,8 @@ type Settings struct {
 	ControlPlane []netip.Addr `json:"controlPlane"`
 	// LauncherImage is the image of a VM pod's compute container.
 	LauncherImage string `json:"launcherImage"`
+	// ManageHostNetwork lets agents that run in a host's own network namespace carry out NodeNetworkConfigurationPolicies there.
+	ManageHostNetwork bool `json:"manageHostNetwork,omitempty"`
 }
 
 // OverlayOverhead is what a Geneve frame adds to a packet, rounded up as the field does, in bytes: 58 over IPv4, 78 over IPv6.

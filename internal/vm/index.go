@@ -21,6 +21,7 @@ const (
 	instancesByClaim = "patchbay.claim"    // instances, by the persistent volume claims of their volumes
 	instancesByNode  = "patchbay.node"     // instances, by their node
 	instancesWaiting = "patchbay.waiting"  // instances that have no pod yet
+	migrationsOf     = "patchbay.machine"  // migrations, by the name of their instance
 )
 
 func addIndexes(mgr ctrl.Manager) error {
@@ -58,6 +59,9 @@ var indexes = []struct {
 			return []string{node}
 		}
 		return nil
+	}},
+	{&virtv1.VirtualMachineInstanceMigration{}, migrationsOf, func(o client.Object) []string {
+		return []string{o.(*virtv1.VirtualMachineInstanceMigration).Spec.VMIName}
 	}},
 	{&virtv1.VirtualMachineInstance{}, instancesWaiting, func(o client.Object) []string {
 		if phase := o.(*virtv1.VirtualMachineInstance).Status.Phase; phase == virtv1.VmPhaseUnset || phase == virtv1.Pending {

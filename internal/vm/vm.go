@@ -94,6 +94,14 @@ func SetupWithManager(mgr ctrl.Manager, config Config) error {
 	if err := newInstances(mgr.GetClient(), mgr.GetAPIReader(), e, config).setUp(mgr); err != nil {
 		return fmt.Errorf("virtual machine instance controller: %w", err)
 	}
+	migrations := newMigrations(mgr.GetClient(), mgr.GetAPIReader(), e, config)
+	if err := migrations.setUp(mgr); err != nil {
+		return fmt.Errorf("migration controller: %w", err)
+	}
+	evacuations := evacuations{cached: mgr.GetClient(), live: mgr.GetAPIReader(), executor: e, config: config, migrations: migrations}
+	if err := evacuations.setUp(mgr); err != nil {
+		return fmt.Errorf("evacuation controller: %w", err)
+	}
 	if err := (&nodes{cached: mgr.GetClient(), executor: e, config: config}).setUp(mgr); err != nil {
 		return fmt.Errorf("node controller: %w", err)
 	}

@@ -32,7 +32,7 @@ func run(m *testing.M) int {
 	var err error
 	// Another name lets several trees of the repository be tested on one machine at the same time.
 	name := cmp.Or(os.Getenv("PATCHBAY_TEST_CLUSTER"), "chapter9")
-	cluster, err = local.Up(ctx, name, 2, "--mtu", fabricMTU)
+	cluster, err = local.Up(ctx, name, 2, "--mtu", fabricMTU, "--extra-nic", "1")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "start the cluster:", err)
 		return 1

@@ -161,6 +161,7 @@ var kinds = []kind{
 		group: "nmstate.io", kind: "NMState", plural: "nmstates", singular: "nmstate", scope: apiext.ClusterScoped, status: true,
 		columns:  []apiext.CustomResourceColumnDefinition{text("Status", current("type")), text("Reason", current("reason"))},
 		versions: []version{{name: "v1", goPackage: nmstate + "v1"}},
+		edit:     onlyNMState,
 	},
 }
 
@@ -172,6 +173,16 @@ const (
 
 // current is a field of the condition that is true.
 func current(field string) string { return `.status.conditions[?(@.status=="True")].` + field }
+
+// onlyNMState: there is one object of the kind. It takes the settings of newer publications than the Go types', too.
+func onlyNMState(s *apiext.JSONSchemaProps) {
+	spec := s.Properties["spec"]
+	spec.XPreserveUnknownFields = new(true)
+	s.Properties["spec"] = spec
+	s.XValidations = append(s.XValidations, apiext.ValidationRule{
+		Rule: "self.metadata.name == 'nmstate'", Message: "the NMState object must be called nmstate",
+	})
+}
 
 // optionalSpec: a definition without a spec names a configuration file on the node.
 func optionalSpec(s *apiext.JSONSchemaProps) {

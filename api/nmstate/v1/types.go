@@ -8,6 +8,8 @@ package v1
 
 import (
 	"github.com/nmstate/kubernetes-nmstate/api/shared"
+	nmstatev1 "github.com/nmstate/kubernetes-nmstate/api/v1"
+	nmstatev1beta1 "github.com/nmstate/kubernetes-nmstate/api/v1beta1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -23,8 +25,9 @@ var (
 
 // AddToScheme makes the kinds known to a client.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion, &NodeNetworkConfigurationPolicy{}, &NodeNetworkConfigurationPolicyList{})
-	s.AddKnownTypes(BetaGroupVersion, &NodeNetworkConfigurationEnactment{}, &NodeNetworkConfigurationEnactmentList{})
+	s.AddKnownTypes(GroupVersion, &NodeNetworkConfigurationPolicy{}, &NodeNetworkConfigurationPolicyList{}, &nmstatev1.NMState{}, &nmstatev1.NMStateList{})
+	s.AddKnownTypes(BetaGroupVersion, &NodeNetworkConfigurationEnactment{}, &NodeNetworkConfigurationEnactmentList{},
+		&nmstatev1beta1.NodeNetworkState{}, &nmstatev1beta1.NodeNetworkStateList{})
 	metav1.AddToGroupVersion(s, GroupVersion)
 	metav1.AddToGroupVersion(s, BetaGroupVersion)
 	return nil

@@ -307,3 +307,10 @@ func TestReportLeavesPodsOut(t *testing.T) {
 		t.Errorf("the report lacks something: %+v", s)
 	}
 }
+
+// TestTheHostsOwnNamespaceIsRecognized: the test's namespace is that of its first process, as on a host.
+func TestTheHostsOwnNamespaceIsRecognized(t *testing.T) {
+	if !InRootNamespace() {
+		t.Error("the namespace of the first process is not taken for the host's")
+	}
+}

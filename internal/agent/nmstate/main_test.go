@@ -165,15 +165,9 @@ func eventually(check func() error) error {
 	}
 }
 
-// cards gives the node cards whose other ends are in another namespace, and takes them away at the end.
-func cards(t *testing.T, names ...string) (other string) {
+// cards gives the node cards whose other ends are in another namespace, whose path it returns, and takes them away at the end.
+func cards(t *testing.T, names ...string) string {
 	t.Helper()
-	other = "pbnm-" + strings.ToLower(strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
-			return r
-		}
-		return -1
-	}, t.Name()))
 	holder := exec.Command("unshare", "--net", "sleep", "1000")
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -41,23 +42,37 @@ type Node struct {
 	Name   string
 	Switch Switch
 	Guard  link.Guard
-	Log    *slog.Logger
+	// Management is the device of the node's own port in the overlay.
+	Management string
+	Log        *slog.Logger
 }
 
 // ErrRootNamespace says that the agent runs where the host's own network is.
 var ErrRootNamespace = errors.New("this node's agent runs in the host's own network namespace, whose network Patchbay does not change; set manageHostNetwork in the cluster's settings to allow it")
 
-// InRootNamespace says whether the process runs in the network namespace of the host's first process.
-func InRootNamespace() (bool, error) { return netns.Same(netns.Own, "/proc/1/ns/net") }
+// initialOnly is a setting that the kernel shows in its first network namespace only.
+const initialOnly = "/proc/sys/net/core/netdev_max_backlog"
 
-// owned are devices of pods, guests and the overlay: policies leave them alone, and reports leave out those that come and go.
-func owned(name string) bool {
-	return transient(name) || name == ovs.IntegrationBridge || name == managementDevice
+// InRootNamespace says whether the process runs in the host's own network namespace: the kernel's first, that of the first process
+// (in a container it is another one, and may not be looked at), or that of the process that started this one.
+func InRootNamespace() bool {
+	if _, err := os.Stat(initialOnly); err == nil {
+		return true
+	}
+	for _, pid := range []int{1, os.Getppid()} {
+		if same, err := netns.Same(netns.Own, fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && same {
+			return true
+		}
+	}
+	return false
 }
 
-// managementDevice is the node's own port in the overlay.
-const managementDevice = "ovn-k8s-mp0"
+// owned are devices of pods, guests and the overlay: policies leave them alone.
+func (n *Node) owned(name string) bool {
+	return transient(name) || name == ovs.IntegrationBridge || (name != "" && name == n.Management)
+}
 
+// transient are devices that come and go with pods and guests; reports leave them out.
 func transient(name string) bool {
 	return pods(name, link.VethPrefix) || pods(name, link.TapPrefix) || strings.HasPrefix(name, "genev_sys_") || strings.HasPrefix(name, "ovs-system") ||
 		strings.HasPrefix(name, "ovs-netdev")
@@ -70,7 +85,7 @@ func pods(name, prefix string) bool {
 
 // Host says what the node's kernel can do.
 func (n *Node) Host() nmstate.Host {
-	return nmstate.Host{VLANFiltering: vlanFiltering(), Owned: owned}
+	return nmstate.Host{VLANFiltering: vlanFiltering(), Owned: n.owned}
 }
 
 // vlanFiltering asks the kernel once, in a namespace that vanishes, so that no device of that name is ever seen.

@@ -33,7 +33,7 @@ func (n *Node) Observe() (nmstate.State, error) {
 		}
 		s.Interfaces = append(s.Interfaces, i)
 	}
-	s.Interfaces = append(s.Interfaces, o.switchInterfaces()...)
+	s.Interfaces = append(s.Interfaces, o.switchInterfaces(n.Management)...)
 	slices.SortFunc(s.Interfaces, func(a, b nmstate.Interface) int {
 		return strings.Compare(a.Name+" "+string(a.Type), b.Name+" "+string(b.Type))
 	})
@@ -224,7 +224,7 @@ func sysctl(device, key string) string {
 }
 
 // switchInterfaces are the bridges of the switch, and what exists in the switch only.
-func (o *observer) switchInterfaces() []nmstate.Interface {
+func (o *observer) switchInterfaces(management string) []nmstate.Interface {
 	var out []nmstate.Interface
 	for _, b := range o.bridges {
 		i := nmstate.Interface{Name: b.Name, Type: nmstate.OVSBridge, State: nmstate.Up, Bridge: &nmstate.Bridge{
@@ -234,7 +234,7 @@ func (o *observer) switchInterfaces() []nmstate.Interface {
 			},
 		}}
 		for _, p := range b.Ports {
-			if transient(p.Name) || (p.Owner != "" && p.Name != managementDevice) || p.Type == "geneve" {
+			if transient(p.Name) || (p.Owner != "" && p.Name != management) || p.Type == "geneve" {
 				continue
 			}
 			i.Bridge.Port = append(i.Bridge.Port, nmstate.Port{Name: p.Name, VLAN: portVLAN(p)})
@@ -342,4 +342,3 @@ func pointers(values map[string]string) map[string]*string {
 	}
 	return out
 }
-

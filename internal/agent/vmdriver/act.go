@@ -48,6 +48,8 @@ func (m *machine) actOnce(ctx context.Context, o vmstate.Observed, action vmstat
 		m.beginPlugging(ctx, o.VMI, d)
 	case vmstate.Release:
 		m.release()
+	default:
+		return m.actMigration(limited, o, action)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/agent/credentials"
@@ -21,6 +22,7 @@ import (
 type domain struct {
 	monitor qmp.Machine
 	dir     *client.RunDir
+	pod     types.UID // that QEMU is in
 	agent   *qga.Client
 	log     *slog.Logger
 
@@ -37,6 +39,7 @@ type domain struct {
 	cards    cards // replaced as a whole, never changed in place
 	state    vmstate.Domain
 	shutdown qmp.ShutdownReason
+	paused   bool // by its user, as far as is known: QEMU's own pauses do not count
 }
 
 // run starts what accompanies the guest; changed is called after every change of what describe returns.
@@ -121,11 +124,15 @@ func (d *domain) lookAround(agent *guestWatch) {
 	ctx, cancel := context.WithTimeout(d.ctx, actLimit)
 	defer cancel()
 	d.refreshRunState(ctx)
+	d.lookForAgent(ctx, agent)
+	d.listenToFilters(ctx)
+	d.restoreLinks(ctx)
+}
+
+func (d *domain) lookForAgent(ctx context.Context, agent *guestWatch) {
 	if open, err := d.monitor.AgentOpen(ctx, agentChardev); err == nil && open {
 		agent.start()
 	}
-	d.listenToFilters(ctx)
-	d.restoreLinks(ctx)
 }
 
 func (d *domain) follow(event qmp.Event, agent *guestWatch) {
@@ -137,8 +144,11 @@ func (d *domain) follow(event qmp.Event, agent *guestWatch) {
 		if event.Decode(&data) == nil {
 			d.noteShutdown(data.Reason)
 		}
-	case qmp.EventStop, qmp.EventResume, qmp.EventReset, qmp.EventGuestPanicked:
+	case qmp.EventStop, qmp.EventReset, qmp.EventGuestPanicked:
 		d.refreshRunState(ctx)
+	case qmp.EventResume:
+		d.refreshRunState(ctx)
+		d.lookForAgent(ctx, agent) // a guest that has arrived brings its agent
 	case qmp.EventPortChanged:
 		var data qmp.PortData
 		if event.Decode(&data) == nil && data.ID == agentPort {
@@ -181,7 +191,27 @@ func (d *domain) refreshRunState(ctx context.Context) {
 	if err != nil {
 		return // the monitor is ending, which is noticed
 	}
+	d.noteRun(status.State)
 	d.update(func(s *vmstate.Domain) { s.RunState = status.State })
+}
+
+// noteRun remembers whether the guest would run if QEMU let it.
+func (d *domain) noteRun(state string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch state {
+	case "running":
+		d.paused = false
+	case "paused", "prelaunch":
+		d.paused = true
+	}
+}
+
+// guestRan says whether the guest is to run on the other side.
+func (d *domain) guestRan() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.paused
 }
 
 // listenToFilters asks for the receive filter of every NIC: QEMU reports the next change only then. A guest changes it when it

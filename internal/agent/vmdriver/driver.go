@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/launcher/protocol"
@@ -49,7 +50,9 @@ type Config struct {
 	// in a machine's life, from the API server.
 	Client client.Client
 	Live   client.Reader
-	Pods   PodNetworks
+	// Arriving reads instances on their way to this node, from a cache of ArrivingOptions; nil: only Live has them.
+	Arriving cache.Cache
+	Pods     PodNetworks
 	// Taps joins NICs to overlay networks whose port waits for a tap; nil: they are wired by their binding.
 	Taps Wirer
 	// Wirers join the others to networks, by the name of the binding.
@@ -57,8 +60,13 @@ type Config struct {
 	// OpenVhost opens the kernel's virtio backend for one queue of a NIC; nil: the node has none. See OpenVhostNet.
 	OpenVhost func() (*os.File, error)
 	EFI       *qemu.EFI // firmware in the launcher's image; nil: none
-	Events    Recorder
-	Log       *slog.Logger
+	// TLSDir holds the agent's certificate, which migrations are secured with, and StateDir what must outlive the agent.
+	TLSDir   string
+	StateDir string
+	// MigrationAddress says where migrations come to and leave from; its error is why they cannot.
+	MigrationAddress func() (MigrationAddress, error)
+	Events           Recorder
+	Log              *slog.Logger
 }
 
 // Driver runs the machines of one node.
@@ -89,16 +97,26 @@ func CacheOptions(node string) map[client.Object]cache.ByObject {
 
 // AddToManager has the manager run the driver.
 func (d *Driver) AddToManager(m manager.Manager) error {
-	err := builder.ControllerManagedBy(m).
+	b := builder.ControllerManagedBy(m).
 		Named("virtualmachineinstances").
 		For(&virtv1.VirtualMachineInstance{}).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(machineOfPod), builder.WithPredicates(predicate.NewPredicateFuncs(isLauncher))).
-		WithOptions(controller.Options{SkipNameValidation: new(true)}).
-		Complete(d)
-	if err != nil {
+		WithOptions(controller.Options{SkipNameValidation: new(true)})
+	if d.Arriving != nil {
+		b = b.WatchesRawSource(source.Kind(d.Arriving, &virtv1.VirtualMachineInstance{},
+			&handler.TypedEnqueueRequestForObject[*virtv1.VirtualMachineInstance]{}))
+	}
+	if err := b.Complete(d); err != nil {
 		return err
 	}
 	return m.Add(d)
+}
+
+// ArrivingOptions are for a cache of the instances that migrate to the node.
+func ArrivingOptions(node string) map[client.Object]cache.ByObject {
+	return map[client.Object]cache.ByObject{
+		&virtv1.VirtualMachineInstance{}: {Label: labels.SelectorFromSet(labels.Set{virtv1.MigrationTargetNodeNameLabel: node})},
+	}
 }
 
 func isLauncher(o client.Object) bool { return o.GetLabels()[virtv1.AppLabel] == "virt-launcher" }

@@ -34,6 +34,9 @@ type machine struct {
 	failure  *vmstate.Failure
 	ended    *vmstate.Ended
 	written  *written
+	// sending and receiving are this node's part of a migration; nil: it has none.
+	sending   *sender
+	receiving *receiver
 
 	mu     sync.Mutex
 	vmi    *virtv1.VirtualMachineInstance // as last observed
@@ -96,6 +99,7 @@ func (m *machine) wait(ctx context.Context, wake time.Time) {
 // turn observes, decides and acts once.
 func (m *machine) turn(ctx context.Context) (wake time.Time, done bool) {
 	m.collectTask()
+	m.collectReceived()
 	m.collectPlugging()
 	m.collectDomain()
 	o, err := m.observe(ctx)
@@ -116,6 +120,9 @@ func (m *machine) turn(ctx context.Context) (wake time.Time, done bool) {
 		r.Wake = soonest(r.Wake, now().Add(lookUnlisted))
 	}
 	m.act(ctx, o, r.Actions)
+	if r.Done {
+		m.driver.forgetGift(o.VMI.UID)
+	}
 	return r.Wake, r.Done
 }
 
@@ -134,6 +141,8 @@ func soonest(a, b time.Time) time.Time {
 
 // release lets go of everything that this process holds of the machine. The guest runs on.
 func (m *machine) release() {
+	m.forgetSend()
+	m.forgetReceive()
 	if m.task != nil {
 		m.task.cancel()
 		<-m.task.done

@@ -35,10 +35,14 @@ func (m *machine) observe(ctx context.Context) (vmstate.Observed, error) {
 	if err != nil {
 		return vmstate.Observed{}, err
 	}
+	m.leaveOldPod(ctx, pod)
 	o := vmstate.Observed{
 		Now: now(), Node: m.driver.Node, VMI: vmi,
 		Pod: m.describePod(pod), Ended: m.ended, Busy: m.task != nil, Failure: m.failure,
 		Plugging: m.plug.done != nil, NICFailure: m.plugFailure(vmi),
+	}
+	if err := m.observeMigration(ctx, &o); err != nil {
+		return vmstate.Observed{}, err
 	}
 	if _, d := m.current(); d != nil {
 		o.Domain = d.describe()
@@ -54,6 +58,9 @@ func (m *machine) observe(ctx context.Context) (vmstate.Observed, error) {
 func (m *machine) readVMI(ctx context.Context) (*virtv1.VirtualMachineInstance, error) {
 	vmi := &virtv1.VirtualMachineInstance{}
 	err := m.driver.Client.Get(ctx, m.key, vmi)
+	if apierrors.IsNotFound(err) && m.driver.Arriving != nil {
+		err = m.driver.Arriving.Get(ctx, m.key, vmi)
+	}
 	if m.unlisted = apierrors.IsNotFound(err); m.unlisted {
 		err = m.driver.Live.Get(ctx, m.key, vmi)
 	}
@@ -99,7 +106,7 @@ func (m *machine) describePod(pod *corev1.Pod) vmstate.Pod {
 		return vmstate.Pod{}
 	}
 	_, connected := m.driver.Pods.Get(pod.UID)
-	p := vmstate.Pod{Found: true, Phase: pod.Status.Phase, Connected: connected}
+	p := vmstate.Pod{Found: true, Name: pod.Name, Phase: pod.Status.Phase, Connected: connected}
 	for _, c := range pod.Status.ContainerStatuses {
 		if c.Name == launcherContainer && c.State.Terminated != nil {
 			p.ExitCode = int(c.State.Terminated.ExitCode)

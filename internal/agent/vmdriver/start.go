@@ -14,6 +14,7 @@ import (
 
 	"patchbay/internal/agent/credentials"
 	"patchbay/internal/agent/guestnet"
+	"patchbay/internal/agent/migration"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/launcher/client"
@@ -30,6 +31,8 @@ type takeUp struct {
 	vmi    *virtv1.VirtualMachineInstance
 	pod    types.UID
 	accel  qemu.Accelerator // that the pod was given
+	// arrives is the running guest that QEMU is started for, on the target of a migration; nil: it boots.
+	arrives *migration.Hello
 }
 
 // start joins the NICs, has the launcher start QEMU with them, and attaches.
@@ -202,9 +205,14 @@ func (t takeUp) plan(ctx context.Context, all cards) (protocol.Start, error) {
 		return protocol.Start{}, err
 	}
 	nics, _ := all.plan()
-	plan, err := qemu.Plan(t.vmi, qemu.Facts{
-		Accelerator: t.accel, NICs: nics, Claims: claims, PublicKeys: keys, EFI: t.driver.EFI, Now: time.Now(),
-	})
+	facts := qemu.Facts{Accelerator: t.accel, NICs: nics, Claims: claims, PublicKeys: keys, EFI: t.driver.EFI, Now: time.Now()}
+	if t.arrives != nil {
+		facts.Incoming, facts.Ports, facts.Seed = true, t.arrives.Ports, t.arrives.Seed
+		for i := range nics {
+			nics[i].Port = t.arrives.NICs[nics[i].Name]
+		}
+	}
+	plan, err := qemu.Plan(t.vmi, facts)
 	if err != nil {
 		return protocol.Start{}, final(err)
 	}
@@ -226,11 +234,12 @@ func (t takeUp) connect(ctx context.Context, dir *client.RunDir, machine qmp.Mac
 		return nil, err
 	}
 	d := &domain{
-		monitor: machine, dir: dir, cards: all, agent: qga.New(agent), log: t.log, poke: make(chan struct{}, 1),
+		monitor: machine, dir: dir, pod: t.pod, cards: all, agent: qga.New(agent), log: t.log, poke: make(chan struct{}, 1),
 		credentials: t.vmi.Spec.AccessCredentials, secrets: t.driver.secrets(t.pod),
 		state: vmstate.Domain{RunState: status.State, Machine: machineType, NICs: all.describe(),
 			WantsAccess: credentials.NeedAgent(t.vmi.Spec.AccessCredentials)},
 	}
+	d.noteRun(status.State)
 	if status.State == "shutdown" {
 		d.state.Rebooting = now() // only a soft reboot leaves QEMU like this
 	}

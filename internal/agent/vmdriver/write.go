@@ -2,6 +2,7 @@ package vmdriver
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -32,12 +33,21 @@ func (w *written) newer(cached *virtv1.VirtualMachineInstance) *virtv1.VirtualMa
 	return cached
 }
 
+// wish is the instance as it is to be.
+func wish(vmi *virtv1.VirtualMachineInstance, r vmstate.Result) *virtv1.VirtualMachineInstance {
+	wanted := vmi.DeepCopy()
+	wanted.Status = r.Status
+	if len(r.Labels) > 0 && wanted.Labels == nil {
+		wanted.Labels = map[string]string{}
+	}
+	maps.Copy(wanted.Labels, r.Labels)
+	return wanted
+}
+
 // write brings the instance's status to the wanted one and tells the events. Only a status that nobody has changed meanwhile is
 // written: conditions are shared with the controller. It returns when to try again, or zero.
 func (m *machine) write(ctx context.Context, vmi *virtv1.VirtualMachineInstance, r vmstate.Result) time.Time {
-	if !equality.Semantic.DeepEqual(vmi.Status, r.Status) {
-		wanted := vmi.DeepCopy()
-		wanted.Status = r.Status
+	if wanted := wish(vmi, r); !equality.Semantic.DeepEqual(vmi, wanted) {
 		err := m.driver.Client.Patch(ctx, wanted, apiclient.MergeFromWithOptions(vmi, apiclient.MergeFromWithOptimisticLock{}))
 		switch {
 		case apierrors.IsConflict(err):

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/launcher/protocol"
@@ -26,6 +27,14 @@ type Observed struct {
 	Ended    *Ended   // nil while QEMU may be running
 	Busy     bool     // a Start or an Attach is under way
 	Failure  *Failure // of the last Start or Attach
+
+	// Sending and Receiving are this node's part of a migration; nil: it has none now.
+	Sending   *Sending
+	Receiving *Receiving
+	// GaveAway is the migration in which this node has given the guest away; empty: it has not. It outlives the agent.
+	GaveAway types.UID
+	// PeerOver says that the other side's pod has ended, with its QEMU. It is looked at only where it matters.
+	PeerOver bool
 	// Plugging says that a SyncNICs is under way, and NICFailure why the last one did not do all that it should.
 	Plugging   bool
 	NICFailure *Failure
@@ -34,6 +43,7 @@ type Observed struct {
 // Pod is the launcher's pod on this node.
 type Pod struct {
 	Found     bool
+	Name      string
 	Phase     corev1.PodPhase
 	Deleting  time.Time // when its deletion was asked for; zero: it was not
 	Connected bool      // the CNI server has recorded its network

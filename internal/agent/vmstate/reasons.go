@@ -27,6 +27,16 @@ var (
 	messageAgentOld = "This guest agent doesn't support required basic commands"
 )
 
+const reasonAborted = "the migration was cancelled"
+
+func eventMigrated(node string) Event {
+	return Event{Type: corev1.EventTypeNormal, Reason: virtv1.Migrated.String(), Message: "The VirtualMachineInstance migrated to node " + node + "."}
+}
+
+func eventMigrationFailed(reason string) Event {
+	return Event{Type: corev1.EventTypeWarning, Reason: "Migrated", Message: "VirtualMachineInstance migration failed: " + reason}
+}
+
 const messageAgentOffline = "Guest agent is offline"
 
 func eventNoAccess(message string) Event {

@@ -13,6 +13,8 @@ import (
 type Result struct {
 	// Status is the whole wanted status. It is the observed one with the node's own fields set.
 	Status virtv1.VirtualMachineInstanceStatus
+	// Labels are to be set together with Status.
+	Labels map[string]string
 	// Events are told when Status has been written, so that a lost race does not tell them twice.
 	Events []Event
 	// Actions are carried out in order.
@@ -80,8 +82,12 @@ func (s *step) run() {
 	switch {
 	case s.o.VMI.IsFinal():
 		s.cleanUp()
+	case s.arrives():
+		s.receive()
 	case s.o.VMI.Status.NodeName != s.o.Node:
 		s.leave()
+	case s.givenAway():
+		s.handOver()
 	case s.o.Ended != nil:
 		s.finish(*s.o.Ended)
 	case s.o.Failure != nil && s.o.Failure.Final:
@@ -120,7 +126,8 @@ func (s *step) cleanUp() {
 
 // leave is for an instance that is elsewhere: not here yet, or migrated away.
 func (s *step) leave() {
-	if s.o.Domain != nil && s.o.Domain.RunState == "postmigrate" {
+	running := s.o.Domain != nil || s.o.Launcher.Reachable && s.o.Launcher.State == protocol.Running
+	if s.o.Domain != nil && s.o.Domain.RunState == "postmigrate" || running && s.leftBehind() {
 		s.kill()
 		return
 	}
@@ -165,6 +172,7 @@ func (s *step) attend() {
 	if slices.ContainsFunc(d.NICs, func(n NIC) bool { return n.LinkDown != WantsLinkDown(s.o.VMI, n.Name) }) {
 		s.act(SetLinks)
 	}
+	s.send()
 	s.syncNICs()
 }
 

@@ -29,6 +29,7 @@ const (
 	AgentName   = "qga.sock"      // the guest agent's channel
 	ConsoleName = "serial0.sock"  // serial console
 	VNCName     = "vnc.sock"
+	SeedName    = "seed.iso"     // the cloud-init disk
 	ConsoleLog  = "serial0.log"  // the last output of the serial console, at most ConsoleLogSize bytes
 	ConsolePipe = "serial0.pipe" // named pipe from QEMU to the launcher, which keeps ConsoleLog
 
@@ -121,6 +122,8 @@ type Seed struct {
 	// FromDir maps a path in the image to candidate files in the pod, the first that exists is taken (secretRef: userdata or userData).
 	// A path with no candidate on disk is an error.
 	FromDir map[string][]string `json:"fromDir,omitempty"`
+	// Image is the whole disk, ready-made, of a guest that arrives by migration; Files and FromDir are empty then.
+	Image []byte `json:"image,omitempty"`
 }
 
 // State is where a launcher is in its life.

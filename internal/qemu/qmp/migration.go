@@ -1,6 +1,9 @@
 package qmp
 
-import "context"
+import (
+	"context"
+	"os"
+)
 
 // Migration is the progress of a live migration.
 type Migration struct {
@@ -13,8 +16,27 @@ type Migration struct {
 		Remaining   int64   `json:"remaining"`   // bytes
 		Transferred int64   `json:"transferred"` // bytes
 		MBps        float64 `json:"mbps"`        // Mbit/s
+		DirtyRate   int64   `json:"dirty-pages-rate"`
+		PageSize    int64   `json:"page-size"` // bytes
 	} `json:"ram"`
+	CPUThrottle int `json:"cpu-throttle-percentage"`
 }
+
+// States of a migration in which QEMU does nothing more by itself.
+const (
+	MigrationNone      = ""
+	MigrationCompleted = "completed"
+	MigrationFailed    = "failed"
+	MigrationCancelled = "cancelled"
+)
+
+// States in which somebody must act, or may.
+const (
+	// MigrationSwitchover is QEMU waiting, with the guest stopped, for ContinueMigration (capability pause-before-switchover).
+	MigrationSwitchover = "pre-switchover"
+	MigrationPostCopy   = "postcopy-active"
+	MigrationActive     = "active"
+)
 
 // Migration asks how the migration goes.
 func (m Machine) Migration(ctx context.Context) (s Migration, err error) {
@@ -46,3 +68,23 @@ func (m Machine) MigrateIncoming(ctx context.Context, uri string) error {
 }
 
 func (m Machine) MigrateCancel(ctx context.Context) error { return m.do(ctx, "migrate_cancel", nil) }
+
+// ContinueMigration lets a migration go on that waits in a state.
+func (m Machine) ContinueMigration(ctx context.Context, state string) error {
+	return m.do(ctx, "migrate-continue", map[string]any{"state": state})
+}
+
+// StartPostCopy has the guest run on the target at once; its memory follows.
+func (m Machine) StartPostCopy(ctx context.Context) error {
+	return m.do(ctx, "migrate-start-postcopy", nil)
+}
+
+// Announce has the guest's network cards tell the network where they are.
+func (m Machine) Announce(ctx context.Context) error {
+	return m.do(ctx, "announce-self", map[string]any{"initial": 50, "max": 550, "rounds": 5, "step": 100})
+}
+
+// GiveFile hands QEMU an open file under a name, for the next command that names it.
+func (m Machine) GiveFile(ctx context.Context, name string, file *os.File) error {
+	return m.Execute(ctx, Command{Name: "getfd", Args: map[string]any{"fdname": name}, File: file}, nil)
+}

@@ -17,7 +17,11 @@ func nodeSelector(r Request) map[string]string {
 		selector[corev1.LabelArchStable] = arch
 	}
 	if r.Migration != nil {
-		maps.Copy(selector, r.Migration.NodeSelector)
+		for key, value := range r.Migration.NodeSelector {
+			if _, taken := selector[key]; !taken { // it narrows the machine's own, and cannot lift it
+				selector[key] = value
+			}
+		}
 	}
 	return selector
 }

@@ -159,7 +159,7 @@ func TestCurrentPod(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			vmi := &virtv1.VirtualMachineInstance{}
 			vmi.Status.NodeName = c.node
-			if got := currentPod(vmi, c.pods); got != c.want {
+			if got := CurrentPod(vmi, c.pods); got != c.want {
 				t.Errorf("current pod %v, want %v", got, c.want)
 			}
 		})

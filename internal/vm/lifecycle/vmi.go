@@ -63,7 +63,7 @@ type vmiStep struct {
 // StepVMI decides what happens next to a virtual machine instance. The node's agent writes to the same object: it alone says
 // Running, and it has the first word on Succeeded and Failed.
 func StepVMI(v VMIView) Decision {
-	s := &vmiStep{view: v, vmi: v.VMI.DeepCopy(), pod: currentPod(v.VMI, v.Pods)}
+	s := &vmiStep{view: v, vmi: v.VMI.DeepCopy(), pod: CurrentPod(v.VMI, v.Pods)}
 	switch {
 	case s.vmi.DeletionTimestamp != nil:
 		s.end()
@@ -84,7 +84,7 @@ func StepVMI(v VMIView) Decision {
 
 // VMIFailed tells the user that an action of a step could not be carried out.
 func VMIFailed(v VMIView, a Action, err error) Decision {
-	s := &vmiStep{view: v, vmi: v.VMI.DeepCopy(), pod: currentPod(v.VMI, v.Pods)}
+	s := &vmiStep{view: v, vmi: v.VMI.DeepCopy(), pod: CurrentPod(v.VMI, v.Pods)}
 	switch a.(type) {
 	case Create:
 		s.createFailed(err)
@@ -112,10 +112,17 @@ func (s *vmiStep) tell(reason, text string) {
 	s.events = append(s.events, Event{Object: s.view.VMI, Type: corev1.EventTypeNormal, Reason: reason, Message: text})
 }
 
-// currentPod is the pod that the guest is in or, before it runs, will be in. After a migration that is the one on the
+// CurrentPod is the pod that the guest is in or, before it runs, will be in. After a migration that is the one on the
 // instance's node; a migration's target is never the first pod.
-func currentPod(vmi *virtv1.VirtualMachineInstance, pods []*corev1.Pod) *corev1.Pod {
+func CurrentPod(vmi *virtv1.VirtualMachineInstance, pods []*corev1.Pod) *corev1.Pod {
 	var best *corev1.Pod
+	if ms := vmi.Status.MigrationState; ms != nil && ms.Completed && !ms.Failed && ms.TargetNode == vmi.Status.NodeName {
+		for _, pod := range pods {
+			if pod.Name == ms.TargetPod { // an earlier one on the node may not have ended yet
+				return pod
+			}
+		}
+	}
 	for _, pod := range slices.SortedFunc(slices.Values(pods), olderFirst) {
 		_, target := pod.Labels[virtv1.MigrationJobLabel]
 		onNode := vmi.Status.NodeName != "" && pod.Spec.NodeName == vmi.Status.NodeName

@@ -1,0 +1,60 @@
+package vmdriver
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"patchbay/internal/agent/durable"
+)
+
+// gift is the note that a guest was given away to another node. It must outlive the agent, and not the QEMU: with the node,
+// QEMU is gone too.
+type gift struct {
+	Migration types.UID `json:"migration"`
+	Running   bool      `json:"running"`
+}
+
+func (d *Driver) giftFile(vmi types.UID) string {
+	return filepath.Join(d.StateDir, filepath.Base(string(vmi))+".json")
+}
+
+// give notes that a guest is given away.
+func (d *Driver) give(vmi types.UID, g gift) error {
+	text, err := json.Marshal(g)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.StateDir, 0o700); err != nil {
+		return fmt.Errorf("note that the guest moves: %w", err)
+	}
+	if err := durable.Write(d.giftFile(vmi), text, 0o600); err != nil {
+		return fmt.Errorf("note that the guest moves: %w", err)
+	}
+	return nil
+}
+
+// gift reads the note; it is empty when there is none.
+func (d *Driver) gift(vmi types.UID) gift {
+	var g gift
+	text, err := os.ReadFile(d.giftFile(vmi))
+	if err == nil {
+		err = json.Unmarshal(text, &g)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.Log.Error("cannot read the note of a migration", "vmi", vmi, "error", err)
+	}
+	return g
+}
+
+// forgetGift removes the note when the instance is not this node's any more.
+func (d *Driver) forgetGift(vmi types.UID) {
+	if err := os.Remove(d.giftFile(vmi)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.Log.Warn("cannot remove the note of a migration", "vmi", vmi, "error", err)
+	}
+}

@@ -1,0 +1,377 @@
+package vmdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+
+	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/agent/migration"
+	"patchbay/internal/agent/vmstate"
+	"patchbay/internal/migrate"
+	"patchbay/internal/qemu/qmp"
+)
+
+// MigrationAddress is an address of this node that migrations come to.
+type MigrationAddress struct {
+	Address string
+	Network virtv1.MigrationNetworkType
+}
+
+// nbdSocket is where QEMU's NBD server listens, in the pod's run directory, while disks arrive.
+const nbdSocket = "migration-nbd.sock"
+
+// receiver receives one guest. Its goroutines end with it; QEMU does not.
+type receiver struct {
+	driver  *Driver
+	log     *slog.Logger
+	vmi     *virtv1.VirtualMachineInstance
+	take    takeUp
+	options migrate.Options
+	counter migration.Counter
+	changed func()
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	listen  *migration.Listener
+	disks   sync.Once // the guest's disks are taken
+
+	mu     sync.Mutex
+	state  vmstate.Receiving
+	domain *domain // of the QEMU that waits; the machine owns it once it has collected it
+	fresh  bool    // domain is not collected yet
+	begun  bool    // a QEMU was started, or found: another migration needs another pod
+}
+
+// beginReceive opens the doors for the migration that the instance names. d is a QEMU that an earlier agent has started; nil: none.
+func (m *machine) beginReceive(vmi *virtv1.VirtualMachineInstance, d *domain) {
+	ms := vmi.Status.MigrationState
+	r := &receiver{
+		driver: m.driver, log: m.log.With("migration", ms.MigrationUID, "source", ms.SourceNode), vmi: vmi,
+		take:    takeUp{driver: m.driver, log: m.log, vmi: vmi, pod: m.podUID, accel: m.accel},
+		options: migrate.OptionsOf(ms), changed: m.nudge, domain: d, begun: d != nil,
+		state: vmstate.Receiving{Migration: ms.MigrationUID},
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	m.receiving = r
+	if err := r.open(ms); err != nil {
+		r.fail(err)
+		return
+	}
+	if d != nil {
+		r.running.Go(r.followLoad)
+	}
+	r.running.Go(r.serve)
+}
+
+// open opens the doors.
+func (r *receiver) open(ms *virtv1.VirtualMachineInstanceMigrationState) error {
+	address, err := r.driver.MigrationAddress()
+	if err != nil {
+		return err
+	}
+	id := migration.Identity{Dir: r.driver.TLSDir, Plain: r.options.Plain}
+	r.listen, err = migration.Listen(address.Address, id, ms.SourceNode, migration.Control, migration.Memory, migration.Block)
+	if err != nil {
+		return err
+	}
+	r.update(func(s *vmstate.Receiving) {
+		s.Address, s.Network, s.Ports = address.Address, address.Network, r.listen.Ports()
+	})
+	return nil
+}
+
+func (r *receiver) describe() *vmstate.Receiving {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	state := r.state
+	return &state
+}
+
+func (r *receiver) update(change func(*vmstate.Receiving)) {
+	r.mu.Lock()
+	change(&r.state)
+	r.mu.Unlock()
+	r.changed()
+}
+
+func (r *receiver) fail(err error) {
+	if r.ctx.Err() != nil {
+		return
+	}
+	r.log.Warn("cannot receive the virtual machine", "error", err)
+	r.update(func(s *vmstate.Receiving) { s.Failure = err.Error() })
+}
+
+// collect hands over a domain that the machine does not have yet; nil when there is none.
+func (r *receiver) collect() *domain {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.fresh {
+		return nil
+	}
+	r.fresh = false
+	return r.domain
+}
+
+// close ends the receiver. QEMU stays as it is.
+func (r *receiver) close() {
+	r.cancel()
+	if r.listen != nil {
+		r.listen.Close()
+	}
+	r.running.Wait()
+	if d := r.collect(); d != nil {
+		d.run(func() {}) // close waits for what run starts
+		d.close()
+	}
+}
+
+// serve talks with the source's agent, one connection at a time.
+func (r *receiver) serve() {
+	for {
+		conn, err := r.listen.Accept(r.ctx, migration.Control)
+		if err != nil {
+			return
+		}
+		talk := migration.NewTalk(conn)
+		r.update(func(s *vmstate.Receiving) { s.Connected = true })
+		err = r.converse(talk)
+		if err != nil && r.ctx.Err() == nil {
+			_ = talk.Say(migration.Word{Failed: err.Error()})
+		}
+		talk.Close()
+		r.update(func(s *vmstate.Receiving) { s.Connected = false })
+	}
+}
+
+// converse answers until the connection ends. An error is what the source is told.
+func (r *receiver) converse(talk *migration.Talk) error {
+	for {
+		word, err := talk.Hear(r.ctx)
+		if err != nil {
+			var said *migration.Refusal
+			if errors.As(err, &said) {
+				r.fail(fmt.Errorf("the source node: %w", said))
+			}
+			return nil // nobody to tell
+		}
+		switch {
+		case word.Hello != nil:
+			if err := r.prepare(word.Hello); err != nil {
+				r.fail(err)
+				return err
+			}
+			err = talk.Say(migration.Word{Prepared: &migration.Prepared{}})
+		case word.Copied != nil:
+			r.takeDisks()
+			continue
+		case word.Go != nil:
+			if err := r.run(word.Go.Migration, word.Go.Running); err != nil {
+				return err
+			}
+			err = talk.Say(migration.Word{Taken: &migration.Taken{}})
+		default:
+			return errors.New("the source node's agent said something unexpected; are both agents of one version?")
+		}
+		if err != nil {
+			return nil // the source comes again if it has given the guest away
+		}
+	}
+}
+
+// prepare starts a QEMU that waits for the guest, and has it listen.
+func (r *receiver) prepare(hello *migration.Hello) error {
+	r.mu.Lock()
+	begun := r.begun
+	r.begun = true
+	r.mu.Unlock()
+	switch {
+	case hello.Migration != string(r.state.Migration):
+		return fmt.Errorf("migration %s was announced, %s has come", r.state.Migration, hello.Migration)
+	case begun:
+		return errors.New("this migration has begun before and was interrupted")
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, prepareLimit)
+	defer cancel()
+	d, err := r.take.receive(ctx, hello)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.domain, r.fresh = d, true
+	r.mu.Unlock()
+	r.changed()
+	err = d.monitor.SetMigrationCapabilities(ctx, map[string]bool{
+		"events": true, "return-path": true, "late-block-activate": true, "postcopy-ram": hello.PostCopy,
+	})
+	if err != nil {
+		return err
+	}
+	r.running.Go(r.followLoad)
+	if err := r.receiveDisks(ctx, hello.Disks); err != nil {
+		return err
+	}
+	return r.receiveMemory(ctx)
+}
+
+// receiveMemory gives QEMU a socket for the migration stream.
+func (r *receiver) receiveMemory(ctx context.Context) error {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	if err := r.domain.monitor.GiveFile(ctx, memoryStream, theirs); err != nil {
+		ours.Close()
+		return err
+	}
+	if err := r.domain.monitor.MigrateIncoming(ctx, "fd:"+memoryStream); err != nil {
+		ours.Close()
+		return err
+	}
+	r.running.Go(func() {
+		remote, err := r.listen.Accept(r.ctx, migration.Memory)
+		if err != nil {
+			ours.Close()
+			return
+		}
+		_ = migration.Splice(r.ctx, ours, remote, &r.counter)
+	})
+	return nil
+}
+
+// receiveDisks offers the disks for writing, to the source only.
+func (r *receiver) receiveDisks(ctx context.Context, disks []string) error {
+	if len(disks) == 0 {
+		return nil
+	}
+	path := r.domain.dir.Path(nbdSocket)
+	_ = os.Remove(path) // of an attempt that was killed
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("listen for disks: %w", err)
+	}
+	file, err := listener.File()
+	if err != nil {
+		listener.Close()
+		return fmt.Errorf("listen for disks: %w", err)
+	}
+	defer file.Close()
+	m := r.domain.monitor
+	err = m.GiveFile(ctx, nbdSocket, file)
+	if err == nil {
+		err = m.ServeNBD(ctx, nbdSocket)
+	}
+	for _, node := range disks {
+		if err == nil {
+			err = m.ExportNBD(ctx, node)
+		}
+	}
+	if err != nil {
+		listener.Close()
+		return err
+	}
+	r.running.Go(func() {
+		defer listener.Close() // QEMU has its own copy; the path goes
+		r.joinDisks(len(disks))
+	})
+	return nil
+}
+
+// joinDisks joins as many connections as there are disks to QEMU's server.
+func (r *receiver) joinDisks(count int) {
+	for range count {
+		remote, err := r.listen.Accept(r.ctx, migration.Block)
+		if err != nil {
+			return
+		}
+		local, err := r.domain.dir.Dial(r.ctx, nbdSocket)
+		if err != nil {
+			remote.Close()
+			return
+		}
+		r.running.Go(func() { _ = migration.Splice(r.ctx, local, remote, &r.counter) })
+	}
+}
+
+// followLoad notes when QEMU has everything.
+func (r *receiver) followLoad() {
+	events := r.domain.monitor.Subscribe()
+	defer events.Close()
+	for r.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(r.ctx, actLimit)
+		p, err := r.domain.monitor.Migration(ctx)
+		cancel()
+		if err == nil && p.Status == qmp.MigrationCompleted {
+			r.update(func(s *vmstate.Receiving) { s.Loaded = true })
+			return
+		}
+		if _, err := events.Until(r.ctx, func(e qmp.Event) bool { return e.Name == qmp.EventMigration }); err != nil {
+			return
+		}
+	}
+}
+
+// run lets the guest run here: its source has given it away, or is dead.
+func (r *receiver) run(uid string, running bool) error {
+	r.mu.Lock()
+	d, taken := r.domain, r.state.Taken
+	r.mu.Unlock()
+	switch {
+	case uid != string(r.state.Migration) || d == nil:
+		return errors.New("this node has no such guest")
+	case taken:
+		return nil
+	}
+	r.takeDisks()
+	ctx, cancel := context.WithTimeout(r.ctx, actLimit)
+	defer cancel()
+	if running {
+		if err := d.monitor.Resume(ctx); err != nil {
+			return fmt.Errorf("let the guest run on the target node: %w", err)
+		}
+	}
+	at := now()
+	r.update(func(s *vmstate.Receiving) { s.Taken, s.TakenAt, s.Failure = true, at, "" })
+	r.log.Info("the guest runs here", "bytes", r.counter.Received())
+	_ = d.monitor.Announce(ctx) // QEMU has done so once, before the guest ran
+	return nil
+}
+
+// takeDisks ends the NBD server. QEMU would not let the guest write to a disk that somebody else may write to.
+func (r *receiver) takeDisks() {
+	r.disks.Do(func() {
+		ctx, cancel := context.WithTimeout(r.ctx, actLimit)
+		defer cancel()
+		_ = r.domain.monitor.StopNBD(ctx) // there may be none
+	})
+}
+
+// receive is start for a guest that arrives. It gets the network cards that it has; what is to be plugged follows when it runs here.
+func (t takeUp) receive(ctx context.Context, hello *migration.Hello) (*domain, error) {
+	vmi := t.vmi.DeepCopy()
+	has, flat := map[string]bool{}, hello.Ports == 0 // without ports nothing is plugged or unplugged
+	for n, i := range vmi.Spec.Domain.Devices.Interfaces {
+		_, plugged := hello.NICs[i.Name]
+		switch {
+		case i.State != virtv1.InterfaceStateAbsent && (plugged || flat):
+			has[i.Name] = true
+		case !flat && !plugged:
+			vmi.Spec.Domain.Devices.Interfaces[n].State = virtv1.InterfaceStateAbsent
+		}
+	}
+	for name := range hello.NICs {
+		if !has[name] {
+			return nil, fmt.Errorf("the guest still has the network card of interface %q, which it is to lose; try again when it is unplugged", name)
+		}
+	}
+	t.vmi, t.arrives = vmi, hello
+	return t.run(ctx, t.launch)
+}
