@@ -21,5 +21,7 @@ func newMACPool(h *Host) (admission.MACs, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &assign.Assigner{Config: assign.Config{Pool: pool, Ready: watching.Ready, Exists: watching.Exists, Now: time.Now}}, nil
+	return &assign.Assigner{Config: assign.Config{
+		Pool: pool, Ready: watching.Ready, Off: watching.Off, Exists: watching.Exists, Now: time.Now,
+	}}, nil
 }

@@ -39,6 +39,7 @@ func conditions(h *hcov1beta1.HyperConverged, problem error) []metav1.Condition 
 
 // tainted says that an object changes what follows from it behind its fields' back.
 func tainted(h *hcov1beta1.HyperConverged) bool {
-	_, set := h.Annotations[KubeVirtPatchAnnotation]
-	return set
+	_, machines := h.Annotations[KubeVirtPatchAnnotation]
+	_, networks := h.Annotations[NetworkPatchAnnotation]
+	return machines || networks
 }

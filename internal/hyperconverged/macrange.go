@@ -26,6 +26,10 @@ func macRange(h *hcov1beta1.HyperConverged, present map[string]string, random fu
 	wanted := map[string]string{}
 	maps.Copy(wanted, present)
 	delete(wanted, watch.RefuseDuplicates)
+	delete(wanted, watch.Off)
+	if withoutMACPool(h) {
+		wanted[watch.Off] = "true"
+	}
 	if h.Annotations[StrictMACsAnnotation] == "true" {
 		wanted[watch.RefuseDuplicates] = "true"
 	}

@@ -15,6 +15,8 @@ func TestMACRange(t *testing.T) {
 		h.Spec.KubeMacPoolConfiguration = &hcov1beta1.KubeMacPoolConfiguration{RangeStart: &start, RangeEnd: &end}
 		return h
 	}
+	off := &hcov1beta1.HyperConverged{}
+	off.Annotations = map[string]string{NetworkPatchAnnotation: `[{"op":"replace","path":"/spec/kubeMacPool","value":null}]`}
 	kept := map[string]string{"RANGE_START": "06:00:00:00:00:00", "RANGE_END": "06:00:00:FF:FF:FF", "REFUSE_DUPLICATES": "true"}
 	for _, tc := range []struct {
 		what    string
@@ -26,6 +28,7 @@ func TestMACRange(t *testing.T) {
 		{"nothing chosen", &hcov1beta1.HyperConverged{}, nil, map[string]string{"RANGE_START": "02:ab:cd:00:00:00", "RANGE_END": "02:ab:cd:ff:ff:ff"}, false},
 		{"what a user wrote stays", &hcov1beta1.HyperConverged{}, kept, map[string]string{"RANGE_START": "06:00:00:00:00:00", "RANGE_END": "06:00:00:FF:FF:FF"}, false},
 		{"chosen", chosen(start, end), kept, map[string]string{"RANGE_START": start, "RANGE_END": end}, false},
+		{"taken away", off, map[string]string{"RANGE_START": start, "RANGE_END": end}, map[string]string{"RANGE_START": start, "RANGE_END": end, "OFF": "true"}, false},
 		{"a bad choice changes nothing", chosen(start, group), map[string]string{"RANGE_START": start, "RANGE_END": end}, map[string]string{"RANGE_START": start, "RANGE_END": end}, true},
 	} {
 		got, err := macRange(tc.h, tc.present, func() uint16 { return 0xabcd })

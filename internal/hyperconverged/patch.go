@@ -14,6 +14,28 @@ import (
 // to settings that have no field.
 const KubeVirtPatchAnnotation = "kubevirt.kubevirt.io/jsonpatch"
 
+// NetworkPatchAnnotation holds a JSON patch of the published configuration of network add-ons. There is no such object here; the
+// one patch that is documented, which takes the MAC pool away, is understood.
+const NetworkPatchAnnotation = "networkaddonsconfigs.kubevirt.io/jsonpatch"
+
+// withoutMACPool says that the object takes the MAC pool away.
+func withoutMACPool(h *hcov1beta1.HyperConverged) bool {
+	var operations []struct {
+		Op, Path string
+		Value    any
+	}
+	if json.Unmarshal([]byte(h.Annotations[NetworkPatchAnnotation]), &operations) != nil {
+		return false
+	}
+	off := false
+	for _, o := range operations {
+		if o.Path == "/spec/kubeMacPool" {
+			off = o.Op == "remove" || o.Value == nil
+		}
+	}
+	return off
+}
+
 // patched applies the annotation's patch to a spec. A patch that does not apply changes nothing.
 func patched(h *hcov1beta1.HyperConverged, spec virtv1.KubeVirtSpec) (virtv1.KubeVirtSpec, error) {
 	text, set := h.Annotations[KubeVirtPatchAnnotation]

@@ -45,6 +45,7 @@ type Pool struct {
 	shared map[Address]int     // holders beyond the first
 	owners map[Owner][]holding // what each owner holds
 	queue  []promise           // of what is not known to be stored, oldest first
+	enough int                 // how long the queue may grow until it is tidied
 	last   time.Time           // the newest stamp
 }
 
@@ -140,7 +141,7 @@ func (p *Pool) Take(owner Owner, stamp time.Time, wishes []Wish) ([]Address, err
 	}
 	p.put(owner, after)
 	if len(after) > 0 {
-		p.queue = append(p.queue, promise{owner, stamp})
+		p.promise(owner, stamp)
 	}
 	return granted, nil
 }
@@ -212,6 +213,17 @@ func (p *Pool) Overdue(by time.Time) []Owner {
 	}
 	p.queue = append(open, p.queue[n:]...)
 	return overdue
+}
+
+// minQueue is how long the queue may be before it is worth looking at.
+const minQueue = 1024
+
+// promise queues a promise. Now and then the queue forgets what is settled, so that it is never much longer than what is open.
+func (p *Pool) promise(owner Owner, stamp time.Time) {
+	if p.queue = append(p.queue, promise{owner, stamp}); len(p.queue) > p.enough {
+		p.queue = slices.DeleteFunc(p.queue, func(q promise) bool { return !p.promised(q) })
+		p.enough = 2*len(p.queue) + minQueue
+	}
 }
 
 func (p *Pool) promised(q promise) bool {

@@ -46,6 +46,7 @@ var measurements = []measurement{
 	{"plug", measurePlug},
 	{"overlay", measureOverlay},
 	{"memory", measureControlPlane},
+	{"mac", measureMAC},
 }
 
 type bench struct {

@@ -37,11 +37,18 @@ func nodeUnits(in Input, node layout.Node) []supervise.Unit {
 		},
 		{
 			Name: VSwitchd, Command: vswitchdCommand(in, node), After: []string{name(OVSDB)}, Probe: controlProbe(node.Path("ovs", "vswitchd.ctl"), "version"),
+			Prepare: func(ctx context.Context) error { return flowWait(ctx, node, openvswitch.ReplaceFlows) },
 			// The user space datapath makes the bridge's device anew with every start.
 			Started: func(context.Context) error { return fabric.EnsureNodeAddresses(in.fabric(), node) },
 		},
 		{
 			Name: OVNController, Command: ovnControllerCommand(in, node), After: []string{name(VSwitchd), Southbound},
+			Prepare: func(ctx context.Context) error {
+				if !openvswitch.HasFlows(ctx, node.Path("ovs")) {
+					return flowWait(ctx, node, openvswitch.ReplaceFlows)
+				}
+				return flowWait(ctx, node, openvswitch.KeepFlows)
+			},
 			Probe: connectedToSouthbound(node.Path("ovn")),
 		},
 		{Name: Containerd, Command: containerdCommand(in, node), Probe: containerdProbe(node.ContainerdSocket())},
@@ -66,6 +73,11 @@ func nodeUnits(in Input, node layout.Node) []supervise.Unit {
 		Name: name(Images), Node: node.Name, After: []string{name(Containerd)},
 		Prepare: func(ctx context.Context) error { return in.Hooks.LoadImages(ctx, node) },
 	})
+}
+
+// flowWait tells ovn-controller what the process that is about to start means for the flows.
+func flowWait(ctx context.Context, node layout.Node, wait time.Duration) error {
+	return openvswitch.SetFlowWait(ctx, "unix:"+node.OVSSocket(), wait)
 }
 
 func (in Input) chassis(node layout.Node) openvswitch.Chassis {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Where Debian's packages put the schemas; other distributions use the same places.
@@ -90,8 +91,6 @@ func EnsureChassis(ctx context.Context, c Chassis) error {
 		"external_ids:ovn-encap-ip=" + quote(strings.Join(c.EncapIPs, ",")),
 		"external_ids:ovn-bridge=" + IntegrationBridge,
 		"external_ids:ovn-bridge-datapath-type=" + c.Datapath,
-		// A new ovn-controller puts its flows in place of the old ones, instead of clearing them first.
-		"external_ids:ovn-ofctrl-wait-before-clear=8000",
 		// A busy switch must not lose its controller over an unanswered probe.
 		"external_ids:ovn-openflow-probe-interval=60",
 		"other_config:vlan-limit=0",
@@ -104,6 +103,27 @@ func EnsureChassis(ctx context.Context, c Chassis) error {
 		"--", "set", "Interface", c.Bridge, fmt.Sprintf("mtu_request=%d", c.MTU))
 	_, err := run(ctx, "ovs-vsctl", args...)
 	return err
+}
+
+// How long ovn-controller waits, once connected to the switch, before it clears the switch's flows and puts in its own.
+const (
+	// KeepFlows is for a new ovn-controller, which does not know its flows yet, and a switch that still forwards by the old ones.
+	KeepFlows = 8 * time.Second
+	// ReplaceFlows is for a new switch, which forwards nothing until it has flows.
+	ReplaceFlows = time.Duration(0)
+)
+
+// SetFlowWait writes how long ovn-controller waits at its next connection to the switch.
+func SetFlowWait(ctx context.Context, database string, wait time.Duration) error {
+	_, err := run(ctx, "ovs-vsctl", "--db="+database, "--no-wait", "--timeout=20", "set", "Open_vSwitch", ".",
+		fmt.Sprintf("external_ids:ovn-ofctrl-wait-before-clear=%d", wait.Milliseconds()))
+	return err
+}
+
+// HasFlows says whether the switch whose sockets lie in a directory forwards by an earlier ovn-controller's flows.
+func HasFlows(ctx context.Context, rundir string) bool {
+	out, err := run(ctx, "ovs-ofctl", "--timeout=5", "dump-aggregate", "unix:"+filepath.Join(rundir, IntegrationBridge+".mgmt"))
+	return err == nil && !strings.Contains(out, "flow_count=0")
 }
 
 func (c Chassis) bridge(name string) []string {

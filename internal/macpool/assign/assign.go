@@ -4,7 +4,6 @@ package assign
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -27,10 +26,14 @@ const (
 	kindPod = "pod"
 )
 
-// Refusals, in the words that users know.
+// refusal is an error in words that users know.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
 const (
-	notUnique    = "Failed to mutate virtual machine: every interface must have a unique name"
-	notAllocated = "Failed to allocate mac to the vm object"
+	notUnique    refusal = "Failed to mutate virtual machine: every interface must have a unique name"
+	notAllocated         = "Failed to allocate mac to the vm object"
 )
 
 // warning is what clients see instead of a refusal.
@@ -41,6 +44,8 @@ type Config struct {
 	Pool *macpool.Pool
 	// Ready waits a little for the pool to know every address that is held, and says whether it does.
 	Ready func(context.Context) bool
+	// Off says that no addresses are given; nil means never.
+	Off func() bool
 	// Exists says whether a machine is stored already.
 	Exists func(ctx context.Context, namespace, name string) bool
 	Now    func() time.Time
@@ -68,7 +73,7 @@ func Stored(vm *virtv1.VirtualMachine) (time.Time, map[string]macpool.Address) {
 
 // Complete fills in a machine that is created (old is nil) or changed. A dry run records nothing. An error is a refusal.
 func (a *Assigner) Complete(ctx context.Context, old, vm *virtv1.VirtualMachine, dryRun bool) (warnings []string, err error) {
-	if vm.Spec.Template == nil || vm.DeletionTimestamp != nil {
+	if vm.Spec.Template == nil || vm.DeletionTimestamp != nil || a.off() {
 		return nil, nil
 	}
 	verb := "Failed to update"
@@ -90,6 +95,8 @@ func (a *Assigner) Complete(ctx context.Context, old, vm *virtv1.VirtualMachine,
 	}
 	return warnings, nil
 }
+
+func (a *Assigner) off() bool { return a.Off != nil && a.Off() }
 
 // keep restores the addresses that a later write of the machine left out. NICs are the same when they have the same name.
 func keep(old, vm *virtv1.VirtualMachine) {
@@ -117,7 +124,7 @@ func unique(nics []virtv1.Interface) error {
 	seen := map[string]bool{}
 	for _, nic := range nics {
 		if seen[nic.Name] {
-			return errors.New(notUnique)
+			return notUnique
 		}
 		seen[nic.Name] = true
 	}

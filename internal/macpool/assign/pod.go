@@ -45,7 +45,7 @@ func PodAddresses(pod *corev1.Pod) map[string]macpool.Address {
 // CompletePod fills in the addresses of a new pod's secondary networks. Only the long form of the annotation has room for them.
 func (a *Assigner) CompletePod(ctx context.Context, pod *corev1.Pod, dryRun bool) (warnings []string, err error) {
 	all := selections(pod)
-	if len(all) == 0 || Attached(pod) || Launcher(pod) {
+	if len(all) == 0 || a.off() || Attached(pod) || Launcher(pod) {
 		return nil, nil
 	}
 	var wishes []macpool.Wish

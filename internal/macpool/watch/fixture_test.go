@@ -105,7 +105,7 @@ func (l *lab) start(scheme *runtime.Scheme) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	macs := &assign.Assigner{Config: assign.Config{Pool: l.pool, Ready: w.Ready, Exists: w.Exists, Now: l.now}}
+	macs := &assign.Assigner{Config: assign.Config{Pool: l.pool, Ready: w.Ready, Off: w.Off, Exists: w.Exists, Now: l.now}}
 	hooks := admission.NewServer(admission.Config{Policy: admission.DefaultPolicy, Reader: l.c, MACs: macs})
 	ctx, cancel := context.WithCancel(l.ctx)
 	done := make(chan struct{})

@@ -24,6 +24,8 @@ const (
 	RangeEnd       = "RANGE_END"
 	// RefuseDuplicates set to "true" makes admission refuse an address that another machine has.
 	RefuseDuplicates = "REFUSE_DUPLICATES"
+	// Off set to "true" makes admission leave addresses alone.
+	Off = "OFF"
 
 	reasonInvalidRange = "InvalidRange"
 )
@@ -57,6 +59,7 @@ func (w *Watch) addRange(m manager.Manager) error {
 
 // follow takes over a range, or says what is wrong with it and keeps the old one.
 func (w *Watch) follow(c *corev1.ConfigMap) {
+	w.off.Store(c.Data[Off] == "true")
 	w.Pool.SetStrict(c.Data[RefuseDuplicates] == "true")
 	r, err := rangeOf(c.Data)
 	if err != nil {

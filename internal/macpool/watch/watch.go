@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	hooks "k8s.io/api/admissionregistration/v1"
@@ -52,6 +53,7 @@ type Watch struct {
 	events events.EventRecorder
 	gauges *gauges
 
+	off     atomic.Bool
 	deleted sync.Map // of machines: when they were last stored, by key
 
 	ranged  chan struct{} // closed when the range is known
@@ -98,9 +100,13 @@ func (w *Watch) wait(ctx context.Context) error {
 	return nil
 }
 
-// Exists says whether a machine is stored, as far as the cache knows.
+// Off says that the administrator has no use for the pool.
+func (w *Watch) Off() bool { return w.off.Load() }
+
+// Exists says whether a machine is stored. What the cache still shows may be gone: only the API server says so for certain.
 func (w *Watch) Exists(ctx context.Context, namespace, name string) bool {
-	return w.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &virtv1.VirtualMachine{}) == nil
+	key, vm := client.ObjectKey{Namespace: namespace, Name: name}, &virtv1.VirtualMachine{}
+	return w.client.Get(ctx, key, vm) == nil && w.live.Get(ctx, key, vm) == nil
 }
 
 // rebuild learns all addresses that are held. Machines of namespaces that do not take part count too: what they have must not be
@@ -159,6 +165,9 @@ func (w *Watch) holds(ctx context.Context, pod *corev1.Pod, takesPart labels.Sel
 
 // selector says which namespaces take part in what one of the webhooks does.
 func (w *Watch) selector(ctx context.Context, webhook string) (labels.Selector, error) {
+	if w.Off() {
+		return labels.Nothing(), nil
+	}
 	c := &hooks.MutatingWebhookConfiguration{}
 	if err := w.client.Get(ctx, client.ObjectKey{Name: w.Webhooks}, c); err != nil {
 		if apierrors.IsNotFound(err) {

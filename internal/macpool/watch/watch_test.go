@@ -190,6 +190,11 @@ func TestRangeChanges(t *testing.T) {
 		v := l.vm(ns, "new", "[{name: pod, masquerade: {}}]", "[{name: pod, pod: {}}]")
 		return l.c.Create(l.ctx, v, client.DryRunAll) == nil && strings.HasPrefix(macOf(v, 0), "06:")
 	})
+	l.kubectl("", "patch", "configmap", watch.RangeConfigMap, "-n", home, "--type=merge", "-p", `{"data":{"OFF":"true"}}`)
+	l.eventually("no addresses once the pool is off", func() bool {
+		v := l.vm(ns, "off", "[{name: pod, masquerade: {}}]", "[{name: pod, pod: {}}]")
+		return l.c.Create(l.ctx, v, client.DryRunAll) == nil && macOf(v, 0) == ""
+	})
 	if err := l.c.Get(l.ctx, client.ObjectKeyFromObject(old), old); err != nil || !strings.HasPrefix(macOf(old, 0), "02:00:00:00:05:") {
 		t.Errorf("an old address changed: %s, %v", macOf(old, 0), err)
 	}

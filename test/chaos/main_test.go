@@ -1,0 +1,118 @@
+// Package chaos kills one process after another of a real local cluster, while machines run on both nodes and talk, and looks at
+// what is left: each ends in the documented state, and the others lose nothing beyond what is documented (docs/local-cluster.md).
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"patchbay/internal/cluster"
+	"patchbay/test/local"
+)
+
+// limit bounds every wait; no test measures time, a loaded machine takes a multiple.
+const limit = 5 * time.Minute
+
+var lab *local.Cluster
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	var err error
+	if lab, err = local.Up(ctx, fmt.Sprintf("ch%d", os.Getpid()%100000), 2); err != nil {
+		fmt.Fprintln(os.Stderr, "start the cluster:", err)
+		return 1
+	}
+	code := m.Run()
+	down, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := lab.Down(down); err != nil {
+		fmt.Fprintln(os.Stderr, "remove the cluster:", err)
+		return 1
+	}
+	return code
+}
+
+// status asks without minding whether the cluster is healthy.
+func status(t *testing.T) cluster.Status {
+	t.Helper()
+	out, err := lab.Patchbay(t.Context(), "status", "--name", lab.Name, "--output", "json")
+	var failed *local.CommandError
+	if err != nil && !errors.As(err, &failed) {
+		t.Fatal(err)
+	}
+	var s cluster.Status
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		t.Fatalf("status prints %q: %v", out, err)
+	}
+	return s
+}
+
+func component(t *testing.T, name string) cluster.Component {
+	t.Helper()
+	for _, c := range status(t).Components {
+		if c.Name == name {
+			return c
+		}
+	}
+	t.Fatalf("there is no component %s", name)
+	return cluster.Component{}
+}
+
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Fatalf("kill %d: %v", pid, err)
+	}
+}
+
+// replaced waits until a component that was killed does its work again.
+func replaced(t *testing.T, before cluster.Component) {
+	t.Helper()
+	lab.Eventually(t, limit, before.Name+" runs again", func() error {
+		if now := component(t, before.Name); !now.Healthy || now.PID == before.PID {
+			return fmt.Errorf("it is %+v", now)
+		}
+		return nil
+	})
+}
+
+// engineOf finds the QEMU of a machine on this host, and its launcher.
+func engineOf(t *testing.T, namespace, name string) (qemu, launcher int) {
+	t.Helper()
+	programs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range programs {
+		text, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(text), "guest="+namespace+"_"+name+",") {
+			continue
+		}
+		qemu, _ = strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		stat, err := os.ReadFile(filepath.Join(filepath.Dir(path), "stat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		launcher, _ = strconv.Atoi(fields[1])
+		return qemu, launcher
+	}
+	t.Fatalf("no QEMU runs %s/%s", namespace, name)
+	return 0, 0
+}
