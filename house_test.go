@@ -17,7 +17,7 @@ const module = "patchbay/"
 // its own concept and of lower layers; nothing of its own layer or above.
 var layers = [][]string{
 	{"cmd"},
-	{"internal/controller", "internal/quickstart"},
+	{"internal/controller", "internal/quickstart", "internal/vmctl"},
 	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/tenancy", "internal/vm"},
 	{"internal/guestshell", "internal/volume"},
 	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool", "internal/nmstate"},

@@ -28,6 +28,7 @@ The environment variable PATCHBAY_HOME names the directory that holds the state 
 		newKubectlCommand(),
 		newKubeconfigCommand(),
 		newQuickstartCommand(),
+		newVMCommand(),
 		newImageCommand(),
 		newAgentCommand(),
 		newControllerCommand(),

@@ -3,11 +3,15 @@ package agent
 import (
 	"context"
 	"fmt"
-	"time"
+	"log/slog"
+	"path/filepath"
 
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"patchbay/internal/agent/delegate"
+	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/vmdriver"
 )
 
@@ -30,13 +34,25 @@ func (h *Host) arrivingMachines() (cache.Cache, error) {
 	return c, h.Manager.Add(watched{c})
 }
 
-// addressLimit is how long the API server may take to tell this node's address.
-const addressLimit = 5 * time.Second
+// Where the administrator's decisions are read, and where the networks lie that they may name: the first namespace that has one counts.
+var (
+	configuration         = client.ObjectKey{Namespace: "patchbay-system", Name: "kubevirt"}
+	migrationNetworksHome = []string{"openshift-cnv", "patchbay-system"}
+)
 
-// migrationAddress is where migrations come to: the node's own address, in the network that joins the nodes.
-func (h *Host) migrationAddress() (vmdriver.MigrationAddress, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), addressLimit)
-	defer cancel()
-	address, err := h.address(ctx)
-	return vmdriver.MigrationAddress{Address: address, Network: virtv1.Pod}, err
+// migrationNetwork is this node's way to others for migrations.
+func (h *Host) migrationNetwork(log *slog.Logger) *migrationnet.Network {
+	read := h.Manager.GetAPIReader()
+	return migrationnet.New(migrationnet.Config{
+		Node: h.Node, Namespaces: migrationNetworksHome, NodeAddress: h.address, Definition: definitions{read}.Definition, Log: log,
+		Wanted: func(ctx context.Context) (string, error) {
+			kv := &virtv1.KubeVirt{}
+			err := read.Get(ctx, configuration, kv)
+			if m := kv.Spec.Configuration.MigrationConfiguration; err == nil && m != nil && m.Network != nil {
+				return *m.Network, nil
+			}
+			return "", client.IgnoreNotFound(err)
+		},
+		Delegates: delegate.New(delegate.Config{PluginDirs: []string{filepath.Join(h.Dir, "cni", "bin")}, Dir: h.File("migration-network")}),
+	})
 }

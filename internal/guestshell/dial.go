@@ -2,6 +2,7 @@ package guestshell
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,11 +11,23 @@ import (
 	"strings"
 
 	"github.com/gorilla/websocket"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 )
 
 // Dial opens the serial console of a virtual machine instance through the API server, as virtctl does.
 func Dial(ctx context.Context, config *rest.Config, namespace, name string) (io.ReadWriteCloser, error) {
+	stream, err := DialPath(ctx, config, fmt.Sprintf("/apis/subresources.kubevirt.io/v1/namespaces/%s/virtualmachineinstances/%s/console", namespace, name))
+	if err != nil {
+		return nil, fmt.Errorf("open the console of %s/%s: %w", namespace, name, err)
+	}
+	return stream, nil
+}
+
+// DialPath opens a stream that the API server serves as a websocket: a console, a screen, a tunnel. Each Write is one message, which
+// matters to tunnels of datagrams; Read goes on to the next message when one is read.
+func DialPath(ctx context.Context, config *rest.Config, path string) (io.ReadWriteCloser, error) {
 	tlsConfig, err := rest.TLSConfigFor(config)
 	if err != nil {
 		return nil, err
@@ -24,7 +37,7 @@ func Dial(ctx context.Context, config *rest.Config, namespace, name string) (io.
 		return nil, err
 	}
 	target.Scheme = "wss"
-	target.Path = fmt.Sprintf("/apis/subresources.kubevirt.io/v1/namespaces/%s/virtualmachineinstances/%s/console", namespace, name)
+	target.Path = path
 	header := http.Header{}
 	if config.BearerToken != "" {
 		header.Set("Authorization", "Bearer "+config.BearerToken)
@@ -32,7 +45,7 @@ func Dial(ctx context.Context, config *rest.Config, namespace, name string) (io.
 	dialer := websocket.Dialer{TLSClientConfig: tlsConfig, Subprotocols: []string{"plain.kubevirt.io"}, NetDialContext: config.Dial}
 	conn, response, err := dialer.DialContext(ctx, target.String(), header)
 	if err != nil {
-		return nil, fmt.Errorf("open the console of %s/%s: %w", namespace, name, explain(response, err))
+		return nil, explain(response, err)
 	}
 	return &stream{conn: conn}, nil
 }
@@ -44,6 +57,10 @@ func explain(response *http.Response, err error) error {
 	}
 	defer response.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(response.Body, 1<<12))
+	var status metav1.Status
+	if json.Unmarshal(body, &status) == nil && status.Message != "" {
+		return &apierrors.StatusError{ErrStatus: status}
+	}
 	return fmt.Errorf("%w: %s: %s", err, response.Status, strings.TrimSpace(string(body)))
 }
 

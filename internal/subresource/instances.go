@@ -72,6 +72,17 @@ func checkPause(vmi *virtv1.VirtualMachineInstance) error {
 	return nil
 }
 
+// checkFreeze: what freezes file systems is the guest agent.
+func checkFreeze(vmi *virtv1.VirtualMachineInstance) error {
+	if err := checkRunning(vmi); err != nil {
+		return err
+	}
+	if !has(vmi, virtv1.VirtualMachineInstanceAgentConnected) {
+		return instanceConflict(vmi.Name, "VMI does not have guest agent connected")
+	}
+	return nil
+}
+
 func checkUnpause(vmi *virtv1.VirtualMachineInstance) error {
 	if err := checkRunning(vmi); err != nil {
 		return err

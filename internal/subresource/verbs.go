@@ -46,6 +46,8 @@ var verbs = []verb{
 	{instances, "vnc", http.MethodGet, forEditors, agentStream(checkScreen)},
 	{instances, "portforward/{port}", http.MethodGet, forEditors, agentStream(checkForward)},
 	{instances, "portforward/{port}/{protocol}", http.MethodGet, forEditors, agentStream(checkForward)},
+	{instances, "vnc/screenshot", http.MethodGet, forViewers, agentStream(checkScreen)},
+	{instances, "migrationprogress", http.MethodGet, forViewers, agentStream(checkRunning)},
 	{instances, "guestosinfo", http.MethodGet, forViewers, (*Server).askGuest},
 	{instances, "userlist", http.MethodGet, forViewers, (*Server).askGuest},
 	{instances, "filesystemlist", http.MethodGet, forViewers, (*Server).askGuest},
@@ -53,6 +55,8 @@ var verbs = []verb{
 	{instances, "unpause", http.MethodPut, forEditors, agentStream(checkUnpause)},
 	{instances, "softreboot", http.MethodPut, forEditors, agentStream(checkSoftReboot)},
 	{instances, "reset", http.MethodPut, forEditors, agentStream(checkRunning)},
+	{instances, "freeze", http.MethodPut, forEditors, agentStream(checkFreeze)},
+	{instances, "unfreeze", http.MethodPut, forEditors, agentStream(checkFreeze)},
 	{instances, "evacuate/cancel", http.MethodPut, forEditors, (*Server).cancelEvacuation},
 
 	{cluster, "version", http.MethodGet, forEveryone, (*Server).version},

@@ -106,7 +106,7 @@ func unsupported(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageCl
 	case spec.VolumeMode != nil && *spec.VolumeMode == corev1.PersistentVolumeBlock:
 		return fmt.Errorf("volumeMode Block is not offered by %s: use Filesystem, a virtual machine gets a disk either way", class.Name)
 	case slices.Contains(spec.AccessModes, corev1.ReadWriteMany) || slices.Contains(spec.AccessModes, corev1.ReadOnlyMany):
-		return fmt.Errorf("access modes %v are not offered by %s: a directory is on one node; use ReadWriteOnce, with which virtual machines migrate too",
+		return fmt.Errorf("access modes %v are not offered by %s: a directory is on one node; use ReadWriteOnce",
 			spec.AccessModes, class.Name)
 	case spec.Selector != nil:
 		return fmt.Errorf("a selector is not supported by %s: remove spec.selector", class.Name)

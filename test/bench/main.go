@@ -43,6 +43,7 @@ var measurements = []measurement{
 	{"up", measureUp},
 	{"cni", measureCNI},
 	{"boot", measureBoot},
+	{"plug", measurePlug},
 	{"overlay", measureOverlay},
 	{"memory", measureControlPlane},
 }

@@ -208,10 +208,10 @@ func TestDynamicKey(t *testing.T) {
 		cluster.Eventually(t, boot, "the second password", func() error { return passwordIs("second-word") })
 	})
 	t.Run("SSH.2-C7 authorized_keys belongs to the agent", func(t *testing.T) {
-		if _, err := sshTo(t.Context(), user, ns, first, "cloud-user@vm/dynamic", "echo '"+secondPublic+"' >> .ssh/authorized_keys"); err != nil {
-			t.Fatal(err)
+		out, err := sshTo(t.Context(), user, ns, first, "cloud-user@vm/dynamic", "echo '"+secondPublic+"' >> .ssh/authorized_keys; cat .ssh/authorized_keys")
+		if err != nil || !strings.Contains(out, secondPublic) {
+			t.Fatalf("%v: %s", err, out)
 		}
-		awaitSSH(t, user, ns, second, "cloud-user@vm/dynamic")
 		replaceSecret(t, ns, "dynamic-keys", fmt.Sprintf("{key: %q, note: '# rewritten'}", firstPublic))
 		awaitRefusal(t, user, ns, second, "cloud-user@vm/dynamic")
 	})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"text/template"
@@ -140,7 +141,7 @@ func (c *Cluster) PodReady(t *testing.T, namespace, name string) *corev1.Pod {
 	return pod
 }
 
-// LauncherPod returns the pod that runs an instance.
+// LauncherPod returns the pod that runs an instance; those that it has migrated from are over.
 func (c *Cluster) LauncherPod(t *testing.T, vmi *virtv1.VirtualMachineInstance) *corev1.Pod {
 	t.Helper()
 	pods := &corev1.PodList{}
@@ -148,6 +149,9 @@ func (c *Cluster) LauncherPod(t *testing.T, vmi *virtv1.VirtualMachineInstance) 
 		client.MatchingLabels{virtv1.CreatedByLabel: string(vmi.UID)}); err != nil {
 		t.Fatal(err)
 	}
+	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool {
+		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Spec.NodeName != vmi.Status.NodeName
+	})
 	if len(pods.Items) != 1 {
 		t.Fatalf("VMI %s has %d launcher pods, want 1", vmi.Name, len(pods.Items))
 	}

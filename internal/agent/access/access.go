@@ -45,9 +45,30 @@ type Machine interface {
 	Reset(ctx context.Context) error
 	SoftReboot(ctx context.Context) error
 
+	// Freeze stops writes to the guest's file systems; they go on after limit, if it is not 0, or with Unfreeze.
+	Freeze(ctx context.Context, limit time.Duration) error
+	Unfreeze(ctx context.Context) error
+	// Screenshot is what the guest's screen shows, as PNG.
+	Screenshot(ctx context.Context) ([]byte, error)
+	// MigrationProgress is how far a live migration is that sends the guest away.
+	MigrationProgress(ctx context.Context) (MigrationProgress, error)
+
 	GuestInfo(ctx context.Context) (virtv1.VirtualMachineInstanceGuestAgentInfo, error)
 	Users(ctx context.Context) (virtv1.VirtualMachineInstanceGuestOSUserList, error)
 	Filesystems(ctx context.Context) (virtv1.VirtualMachineInstanceFileSystemList, error)
+}
+
+// MigrationProgress is how far a live migration is.
+type MigrationProgress struct {
+	State            string `json:"state"` // QEMU's word for it; empty when none was started
+	TotalBytes       int64  `json:"totalBytes"`
+	RemainingBytes   int64  `json:"remainingBytes"`
+	TransferredBytes int64  `json:"transferredBytes"`
+	// BitsPerSecond is the rate of the last moments.
+	BitsPerSecond int64 `json:"bitsPerSecond"`
+	// DowntimeMilliseconds is how long the guest stands still when it moves, as expected until it has moved.
+	DowntimeMilliseconds int64 `json:"downtimeMilliseconds"`
+	ElapsedMilliseconds  int64 `json:"elapsedMilliseconds"`
 }
 
 // Config is what a Server needs.

@@ -69,6 +69,18 @@ func (m *fakeMachine) Users(context.Context) (virtv1.VirtualMachineInstanceGuest
 	return virtv1.VirtualMachineInstanceGuestOSUserList{}, m.fail
 }
 
+func (m *fakeMachine) Freeze(_ context.Context, limit time.Duration) error {
+	return m.do("freeze for " + limit.String())
+}
+
+func (m *fakeMachine) Unfreeze(context.Context) error { return m.do("unfreeze") }
+
+func (m *fakeMachine) Screenshot(context.Context) ([]byte, error) { return []byte("\x89PNG"), nil }
+
+func (m *fakeMachine) MigrationProgress(context.Context) (MigrationProgress, error) {
+	return MigrationProgress{State: "active", TotalBytes: 2, RemainingBytes: 1}, nil
+}
+
 func (m *fakeMachine) Filesystems(context.Context) (virtv1.VirtualMachineInstanceFileSystemList, error) {
 	return virtv1.VirtualMachineInstanceFileSystemList{}, m.fail
 }

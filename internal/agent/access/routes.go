@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,6 +33,11 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("PUT "+root+"unpause", s.onMachine(change(checkUnpause, Machine.Unpause)))
 	mux.HandleFunc("PUT "+root+"reset", s.onMachine(change(checkRunning, Machine.Reset)))
 	mux.HandleFunc("PUT "+root+"softreboot", s.onMachine(change(checkSoftReboot, Machine.SoftReboot)))
+
+	mux.HandleFunc("PUT "+root+"freeze", s.onMachine(freeze))
+	mux.HandleFunc("PUT "+root+"unfreeze", s.onMachine(change(checkRunning, Machine.Unfreeze)))
+	mux.HandleFunc("GET "+root+"screenshot", s.onMachine(screenshot))
+	mux.HandleFunc("GET "+root+"migrationprogress", s.onMachine(migrationProgress))
 
 	mux.HandleFunc("GET "+root+"guestosinfo", s.onMachine(describe(Machine.GuestInfo)))
 	mux.HandleFunc("GET "+root+"userlist", s.onMachine(describe(Machine.Users)))
@@ -67,6 +73,56 @@ func change(check func(*virtv1.VirtualMachineInstance) error, do func(Machine, c
 		}
 		w.WriteHeader(http.StatusOK)
 	}
+}
+
+// freeze stops writes for a while, which the body may say.
+func freeze(w http.ResponseWriter, r *http.Request, m Machine) {
+	var options virtv1.FreezeUnfreezeTimeout
+	err := json.NewDecoder(io.LimitReader(r.Body, bodyLimit)).Decode(&options)
+	if err != nil && !errors.Is(err, io.EOF) {
+		refuse(w, apierrors.NewBadRequest("the body is not a JSON object: "+err.Error()))
+		return
+	}
+	var limit time.Duration
+	if options.UnfreezeTimeout != nil {
+		limit = options.UnfreezeTimeout.Duration
+	}
+	if err := checkRunning(m.VMI()); err != nil {
+		refuse(w, err)
+		return
+	}
+	if err := m.Freeze(r.Context(), limit); err != nil {
+		refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
+}
+
+func screenshot(w http.ResponseWriter, r *http.Request, m Machine) {
+	err := checkScreen(m.VMI())
+	var picture []byte
+	if err == nil {
+		picture, err = m.Screenshot(r.Context())
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "image/png")
+	_, _ = w.Write(picture) // the client has gone; nobody is left to tell
+}
+
+func migrationProgress(w http.ResponseWriter, r *http.Request, m Machine) {
+	err := checkRunning(m.VMI())
+	var progress MigrationProgress
+	if err == nil {
+		progress, err = m.MigrationProgress(r.Context())
+	}
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, progress)
 }
 
 // bodyLimit is how large the options of a request may be, in bytes.

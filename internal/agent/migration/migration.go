@@ -100,11 +100,18 @@ type Listener struct {
 	closed    chan struct{}
 }
 
+// Inside runs a function where the addresses of migrations are; a network namespace, perhaps.
+type Inside func(func() error) error
+
 // Listen opens a port for each channel on the address.
-func Listen(address string, id Identity, source string, channels ...Channel) (*Listener, error) {
+func Listen(where Inside, address string, id Identity, source string, channels ...Channel) (*Listener, error) {
 	l := &Listener{ports: map[Channel]int{}, taken: map[Channel]chan net.Conn{}, closed: make(chan struct{})}
 	for _, c := range channels {
-		listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+		var listener net.Listener
+		err := where(func() (err error) {
+			listener, err = net.Listen("tcp", net.JoinHostPort(address, "0"))
+			return err
+		})
 		if err != nil {
 			l.Close()
 			return nil, fmt.Errorf("listen for a migration on %s: %w", address, err)
@@ -198,8 +205,8 @@ type Target struct {
 	Ports   map[string]int // as in the API
 }
 
-// Dial connects to a channel of the target. Local binds the connection to an address of this node; empty: any.
-func (t Target) Dial(ctx context.Context, id Identity, local string, c Channel) (net.Conn, error) {
+// Dial connects to a channel of the target.
+func (t Target) Dial(ctx context.Context, where Inside, id Identity, c Channel) (net.Conn, error) {
 	port := ""
 	for p, channel := range t.Ports {
 		if channel == int(c) {
@@ -209,11 +216,13 @@ func (t Target) Dial(ctx context.Context, id Identity, local string, c Channel) 
 	if port == "" {
 		return nil, fmt.Errorf("node %s offers no port for channel %d of the migration", t.Node, c)
 	}
-	dialer := net.Dialer{Timeout: dialLimit}
-	if ip := net.ParseIP(local); ip != nil {
-		dialer.LocalAddr = &net.TCPAddr{IP: ip}
-	}
-	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(t.Address, port))
+	var conn net.Conn
+	err := where(func() (err error) {
+		// No second attempt in parallel: it would run on a thread outside.
+		dialer := net.Dialer{Timeout: dialLimit, FallbackDelay: -1}
+		conn, err = dialer.DialContext(ctx, "tcp", net.JoinHostPort(t.Address, port))
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to node %s for the migration: %w", t.Node, err)
 	}

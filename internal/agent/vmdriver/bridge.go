@@ -12,6 +12,7 @@ import (
 	"patchbay/internal/agent/bridged"
 	"patchbay/internal/agent/guestnet"
 	"patchbay/internal/agent/link"
+	"patchbay/internal/agent/neighbours"
 	"patchbay/internal/agent/podnet"
 )
 
@@ -83,6 +84,7 @@ func (w *Bridge) wired(nic NIC, i podnet.Interface, p bridged.Plan) (*Wired, err
 	if nic.Interface.MacAddress != "" {
 		wired.MAC = nic.MAC
 	}
+	wired.Tap = neighbours.Tap{Netns: nic.Pod.Netns, Device: p.Tap, MAC: wired.MAC}
 	for _, ip := range i.IPs {
 		// The guest cannot learn an IPv6 address from here, so that it is not said to have it.
 		if ip.Addr().Is4() || !w.Serve {

@@ -35,6 +35,8 @@ type domain struct {
 	changed func()
 	poke    chan struct{} // holds a token when the guest's addresses may have changed
 
+	screenshots sync.Mutex // one at a time: they have one file
+
 	mu       sync.Mutex
 	cards    cards // replaced as a whole, never changed in place
 	state    vmstate.Domain

@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/launcher/protocol"
 	"patchbay/internal/qemu"
@@ -63,10 +64,10 @@ type Config struct {
 	// TLSDir holds the agent's certificate, which migrations are secured with, and StateDir what must outlive the agent.
 	TLSDir   string
 	StateDir string
-	// MigrationAddress says where migrations come to and leave from; its error is why they cannot.
-	MigrationAddress func() (MigrationAddress, error)
-	Events           Recorder
-	Log              *slog.Logger
+	// MigrationPlace says where migrations come to and leave from; its error is why they cannot.
+	MigrationPlace func(context.Context) (migrationnet.Place, error)
+	Events         Recorder
+	Log            *slog.Logger
 }
 
 // Driver runs the machines of one node.

@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/agent/guestnet"
+	"patchbay/internal/agent/neighbours"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/qemu"
@@ -256,19 +259,54 @@ func (d *domain) list() cards {
 
 // serve starts what accompanies a card while the guest has it.
 func (d *domain) serve(c *card) {
-	if c.Serve == nil {
-		return
-	}
 	ctx, cancel := context.WithCancel(d.ctx)
-	done := make(chan struct{})
-	d.running.Go(func() {
-		defer close(done)
-		c.Wired.Serve(ctx)
-	})
+	var running sync.WaitGroup
+	begin := func(work func()) {
+		running.Add(1)
+		d.running.Go(func() {
+			defer running.Done()
+			work()
+		})
+	}
+	if c.Serve != nil {
+		begin(func() { c.Wired.Serve(ctx) })
+	}
+	if c.Tap.Device != "" {
+		begin(func() { d.listen(ctx, c.Interface.Name, c.Tap) })
+	}
 	c.stop = func() {
 		cancel()
-		<-done
+		running.Wait()
 	}
+}
+
+// listen takes note of the addresses that the guest uses on a card.
+func (d *domain) listen(ctx context.Context, name string, tap neighbours.Tap) {
+	err := neighbours.Listen(ctx, tap, func(address netip.Addr) { d.noteAddress(name, address) })
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("the addresses that the guest uses are not observed", "interface", name, "error", err)
+	}
+}
+
+// mostObserved is how many addresses of a card are remembered: the last ones that were seen.
+const mostObserved = 8
+
+func (d *domain) noteAddress(name string, address netip.Addr) {
+	for _, nic := range d.describe().NICs {
+		if nic.Name == name && slices.Contains(nic.Observed, address) {
+			return
+		}
+	}
+	d.update(func(s *vmstate.Domain) {
+		s.NICs = slices.Clone(s.NICs)
+		for n := range s.NICs {
+			if s.NICs[n].Name == name {
+				// The newest first: an address that the guest has given up is never taken back.
+				seen := append([]netip.Addr{address}, s.NICs[n].Observed...)
+				s.NICs[n].Observed = seen[:min(len(seen), mostObserved)]
+			}
+		}
+	})
 }
 
 // end stops what accompanies a card.

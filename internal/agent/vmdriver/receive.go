@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
 
@@ -17,11 +18,8 @@ import (
 	"patchbay/internal/qemu/qmp"
 )
 
-// MigrationAddress is an address of this node that migrations come to.
-type MigrationAddress struct {
-	Address string
-	Network virtv1.MigrationNetworkType
-}
+// placeLimit is how long this node may take to join the network of migrations.
+const placeLimit = 30 * time.Second
 
 // nbdSocket is where QEMU's NBD server listens, in the pod's run directory, while disks arrive.
 const nbdSocket = "migration-nbd.sock"
@@ -44,9 +42,10 @@ type receiver struct {
 
 	mu     sync.Mutex
 	state  vmstate.Receiving
-	domain *domain // of the QEMU that waits; the machine owns it once it has collected it
-	fresh  bool    // domain is not collected yet
-	begun  bool    // a QEMU was started, or found: another migration needs another pod
+	domain *domain         // of the QEMU that waits; the machine owns it once it has collected it
+	fresh  bool            // domain is not collected yet
+	talk   *migration.Talk // with the source's agent; nil: it is not heard
+	begun  bool            // a QEMU was started, or found: another migration needs another pod
 }
 
 // beginReceive opens the doors for the migration that the instance names. d is a QEMU that an earlier agent has started; nil: none.
@@ -72,17 +71,19 @@ func (m *machine) beginReceive(vmi *virtv1.VirtualMachineInstance, d *domain) {
 
 // open opens the doors.
 func (r *receiver) open(ms *virtv1.VirtualMachineInstanceMigrationState) error {
-	address, err := r.driver.MigrationAddress()
+	ctx, cancel := context.WithTimeout(r.ctx, placeLimit)
+	defer cancel()
+	place, err := r.driver.MigrationPlace(ctx)
 	if err != nil {
 		return err
 	}
 	id := migration.Identity{Dir: r.driver.TLSDir, Plain: r.options.Plain}
-	r.listen, err = migration.Listen(address.Address, id, ms.SourceNode, migration.Control, migration.Memory, migration.Block)
+	r.listen, err = migration.Listen(place.Inside, place.Address, id, ms.SourceNode, migration.Control, migration.Memory, migration.Block)
 	if err != nil {
 		return err
 	}
 	r.update(func(s *vmstate.Receiving) {
-		s.Address, s.Network, s.Ports = address.Address, address.Network, r.listen.Ports()
+		s.Address, s.Network, s.Ports = place.Address, place.Kind, r.listen.Ports()
 	})
 	return nil
 }
@@ -141,14 +142,21 @@ func (r *receiver) serve() {
 			return
 		}
 		talk := migration.NewTalk(conn)
-		r.update(func(s *vmstate.Receiving) { s.Connected = true })
+		r.hear(talk)
 		err = r.converse(talk)
 		if err != nil && r.ctx.Err() == nil {
 			_ = talk.Say(migration.Word{Failed: err.Error()})
 		}
 		talk.Close()
-		r.update(func(s *vmstate.Receiving) { s.Connected = false })
+		r.hear(nil)
 	}
+}
+
+func (r *receiver) hear(talk *migration.Talk) {
+	r.mu.Lock()
+	r.talk = talk
+	r.mu.Unlock()
+	r.update(func(s *vmstate.Receiving) { s.Connected = talk != nil })
 }
 
 // converse answers until the connection ends. An error is what the source is told.
@@ -305,6 +313,7 @@ func (r *receiver) joinDisks(count int) {
 func (r *receiver) followLoad() {
 	events := r.domain.monitor.Subscribe()
 	defer events.Close()
+	defer r.noteEnd()
 	for r.ctx.Err() == nil {
 		ctx, cancel := context.WithTimeout(r.ctx, actLimit)
 		p, err := r.domain.monitor.Migration(ctx)
@@ -316,6 +325,21 @@ func (r *receiver) followLoad() {
 		if _, err := events.Until(r.ctx, func(e qmp.Event) bool { return e.Name == qmp.EventMigration }); err != nil {
 			return
 		}
+	}
+}
+
+// noteEnd tells the source that QEMU has ended before the guest was here.
+func (r *receiver) noteEnd() {
+	r.mu.Lock()
+	loaded, talk := r.state.Loaded, r.talk
+	r.mu.Unlock()
+	if loaded || r.ctx.Err() != nil {
+		return
+	}
+	err := errors.New("QEMU on the target node ended")
+	r.fail(err)
+	if talk != nil {
+		_ = talk.Say(migration.Word{Failed: err.Error()})
 	}
 }
 

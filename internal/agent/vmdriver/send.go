@@ -48,7 +48,7 @@ type sender struct {
 	domain  *domain // nil: the guest was given away by an earlier agent
 	target  migration.Target
 	id      migration.Identity
-	local   string // address of this node to connect from; empty: any
+	where   migration.Inside
 	options migrate.Options
 	counter migration.Counter
 	changed func()
@@ -75,11 +75,6 @@ func (m *machine) beginSend(vmi *virtv1.VirtualMachineInstance, d *domain) {
 		state: vmstate.Sending{Migration: ms.MigrationUID, Mode: virtv1.MigrationPreCopy},
 	}
 	s.id = migration.Identity{Dir: m.driver.TLSDir, Plain: s.options.Plain}
-	if ms.MigrationNetworkType == virtv1.Migration {
-		if address, err := m.driver.MigrationAddress(); err == nil {
-			s.local = address.Address
-		}
-	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	m.sending = s
 	m.driver.running.Go(s.run)
@@ -143,6 +138,11 @@ func (s *sender) run() {
 
 // send brings the guest to the target, stopped on both sides. Whatever happens, it does not run there without giveAway.
 func (s *sender) send() (taken bool, err error) {
+	place, err := s.driver.MigrationPlace(s.ctx)
+	if err != nil {
+		return false, err
+	}
+	s.where = place.Inside
 	conn, err := s.reach()
 	if err != nil {
 		return false, err
@@ -170,6 +170,7 @@ func (s *sender) send() (taken bool, err error) {
 		word, err := talk.Hear(s.ctx)
 		s.heard <- heard{word, err}
 	})
+	s.takeBack(hello.Disks) // of an agent that was killed
 	defer s.takeBack(hello.Disks)
 	if err := s.copyDisks(hello.Disks); err != nil {
 		return false, err
@@ -188,23 +189,32 @@ type heard struct {
 
 // reasonOf prefers what the target has said to what followed from it.
 func (s *sender) reasonOf(err error) error {
+	if errors.Is(err, errAborted) || s.ctx.Err() != nil {
+		return err
+	}
 	select {
 	case last := <-s.heard:
 		var refusal *migration.Refusal
 		if errors.As(last.err, &refusal) {
 			return fmt.Errorf("the target node: %w", refusal)
 		}
-	default:
+		if last.err != nil {
+			return last.err
+		}
+	case <-time.After(reasonLimit):
 	}
 	return err
 }
+
+// reasonLimit is how much later than its effect a reason may be heard.
+const reasonLimit = 500 * time.Millisecond
 
 // reach connects to the target's agent, which may be about to be started again.
 func (s *sender) reach() (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, reachLimit)
 	defer cancel()
 	for {
-		conn, err := s.target.Dial(ctx, s.id, s.local, migration.Control)
+		conn, err := s.target.Dial(ctx, s.where, s.id, migration.Control)
 		if err == nil {
 			return conn, nil
 		}
@@ -274,7 +284,7 @@ func (s *sender) hearPrepared(talk *migration.Talk) error {
 
 // stream joins QEMU to a channel of the target: QEMU's end of a socket pair is given to it under a name.
 func (s *sender) stream(ctx context.Context, c migration.Channel, name string) error {
-	remote, err := s.target.Dial(ctx, s.id, s.local, c)
+	remote, err := s.target.Dial(ctx, s.where, s.id, c)
 	if err != nil {
 		return err
 	}

@@ -221,7 +221,11 @@ func (s *sender) giveAway() error {
 }
 
 func (s *sender) sayGo() error {
-	conn, err := s.target.Dial(s.ctx, s.id, s.local, migration.Control)
+	place, err := s.driver.MigrationPlace(s.ctx)
+	if err != nil {
+		return err
+	}
+	conn, err := s.target.Dial(s.ctx, place.Inside, s.id, migration.Control)
 	if err != nil {
 		return err
 	}

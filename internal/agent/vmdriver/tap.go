@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"patchbay/internal/agent/link"
+	"patchbay/internal/agent/neighbours"
+	"patchbay/internal/agent/netns"
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
 )
@@ -111,10 +113,11 @@ func (w *Taps) wired(nic NIC, i podnet.Interface) *Wired {
 	if nic.Interface.MacAddress != "" {
 		wired.MAC = nic.MAC
 	}
+	wired.Tap = neighbours.Tap{Netns: netns.Own, Device: tapName(nic), MAC: wired.MAC}
 	for _, ip := range i.IPs {
 		wired.IPs = append(wired.IPs, ip.Addr())
 	}
-	if w.Dial != nil && len(wired.IPs) > 0 {
+	if w.Dial != nil && len(wired.IPs) > 0 && len(i.Gateways) > 0 {
 		wired.Dial = func(ctx context.Context, proto string, port uint16) (net.Conn, error) {
 			return dialEach(wired.IPs, func(ip netip.Addr) (net.Conn, error) { return w.Dial(ctx, i, proto, netip.AddrPortFrom(ip, port)) })
 		}

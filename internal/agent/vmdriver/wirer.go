@@ -13,6 +13,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/agent/guestnet"
+	"patchbay/internal/agent/neighbours"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/qemu"
@@ -64,6 +65,8 @@ type Wired struct {
 	// IPs are what the network gave, in the order of the cluster's families.
 	IPs          []netip.Addr
 	PodInterface string
+	// Tap is where the guest can be heard, if its addresses may be others than IPs; its zero value: nowhere.
+	Tap neighbours.Tap
 	// Serve does what the guest needs while it runs, until the context ends; nil: nothing.
 	Serve func(context.Context)
 	// Dial connects to a port of the guest from the pod; nil: the pod has no way to it.
@@ -202,11 +205,30 @@ func (d *Driver) wirerOf(nic NIC) (Wirer, error) {
 		return nil, err
 	}
 	wirer := d.Wirers[bindingOf(nic.Interface)]
+	if wirer == nil && nic.Interface.Binding != nil && d.managedTap(nic.Interface.Binding.Name) {
+		wirer = d.Wirers[BindingL2Bridge]
+	}
 	if wirer == nil {
 		return nil, final(fmt.Errorf("interface %q: this node cannot wire the binding %q; use masquerade on the pod network or bridge on another",
 			nic.Interface.Name, bindingOf(nic.Interface)))
 	}
 	return wirer, nil
+}
+
+// managedTap asks the cluster's KubeVirt whether a binding plugin is registered with that attachment type.
+func (d *Driver) managedTap(plugin string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	var all virtv1.KubeVirtList
+	if d.Live == nil || d.Live.List(ctx, &all) != nil {
+		return false
+	}
+	for _, kv := range all.Items {
+		if network := kv.Spec.Configuration.NetworkConfiguration; network != nil && network.Binding[plugin].DomainAttachmentType == virtv1.ManagedTap {
+			return true
+		}
+	}
+	return false
 }
 
 // OpenNIC joins one more NIC of a machine that runs in the pod to its network: the first half of plugging it in. The pod must be

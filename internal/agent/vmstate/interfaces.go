@@ -17,6 +17,8 @@ const (
 	fromDomain = "domain"
 	fromAgent  = "guest-agent"
 	fromMultus = "multus-status"
+	// fromTraffic is not one of the published sources. It stands only where nothing else tells an address.
+	fromTraffic = "observed"
 )
 
 // maxGuestOnly limits interfaces that only the guest knows: a container host has hundreds.
@@ -82,8 +84,13 @@ func describeNIC(vmi *virtv1.VirtualMachineInstance, nic NIC, seen *qga.Interfac
 	if hasSource(before, fromMultus) {
 		sources = append(sources, fromMultus)
 	}
+	known := merge(nic.IPs, theirs)
+	all := merge(known, nic.Observed)
+	if len(all) > len(known) {
+		sources = append(sources, fromTraffic)
+	}
 	i.InfoSource = strings.Join(sources, ", ")
-	setIPs(&i, merge(nic.IPs, theirs))
+	setIPs(&i, all)
 	return i
 }
 

@@ -194,3 +194,31 @@ func TestMigratable(t *testing.T) {
 		})
 	}
 }
+
+// Addresses that the guest was heard to use stand where nobody else tells one, and never beside what somebody does.
+func TestObservedAddresses(t *testing.T) {
+	ip := netip.MustParseAddr
+	vmi := &virtv1.VirtualMachineInstance{}
+	for name, c := range map[string]struct {
+		given, seen []netip.Addr
+		agent       []qga.Address
+		want        string
+	}{
+		"nobody tells":      {seen: []netip.Addr{ip("10.10.10.15"), ip("10.10.10.14"), ip("fd00::7")}, want: "[10.10.10.15 10.10.10.14 fd00::7] domain, observed"},
+		"the network tells": {given: []netip.Addr{ip("10.10.10.2")}, seen: []netip.Addr{ip("10.10.10.14")}, want: "[10.10.10.2] domain"},
+		"the agent tells one family": {agent: []qga.Address{{IP: "10.10.10.14"}}, seen: []netip.Addr{ip("10.10.10.14"), ip("fd00::7")},
+			want: "[10.10.10.14 fd00::7] domain, guest-agent, observed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+			d := &Domain{NICs: []NIC{{Name: "blue", MAC: mac, IPs: c.given, Observed: c.seen}}}
+			if c.agent != nil {
+				d.Guest = &Guest{Interfaces: []qga.Interface{{Name: "eth1", MAC: mac.String(), Addresses: c.agent}}}
+			}
+			i := interfaces(vmi, d)[0]
+			if got := fmt.Sprintf("%s %s", i.IPs, i.InfoSource); got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}

@@ -1,10 +1,14 @@
 package vmstate
 
 import (
+	"fmt"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 )
+
+const messageUnshared = "cannot migrate VMI: PVC %s is not shared, live migration requires that all PVCs must be shared (using ReadWriteMany access mode)"
 
 const messageBridge = "cannot migrate VMI which does not use masquerade or a migratable plugin to connect to the pod network"
 
@@ -23,9 +27,23 @@ func (s *step) describeMigration() {
 		s.setCondition(virtv1.VirtualMachineInstanceIsMigratable, false, reasonBridgeOnPodNet, messageBridge)
 	case slices.ContainsFunc(vmi.Spec.Volumes, func(v virtv1.Volume) bool { return v.HostDisk != nil }):
 		s.setCondition(virtv1.VirtualMachineInstanceIsMigratable, false, reasonDisks, "cannot migrate VMI with a disk on the node's own file system (hostDisk)")
+	case unshared(vmi) != "":
+		s.setCondition(virtv1.VirtualMachineInstanceIsMigratable, false, reasonDisks, fmt.Sprintf(messageUnshared, unshared(vmi)))
 	default:
 		s.setCondition(virtv1.VirtualMachineInstanceIsMigratable, true, "", "")
 	}
+}
+
+// unshared names a claim that pods on one node only can use; empty when there is none.
+func unshared(vmi *virtv1.VirtualMachineInstance) string {
+	for _, status := range vmi.Status.VolumeStatus {
+		claim := status.PersistentVolumeClaimInfo
+		writes := slices.ContainsFunc(vmi.Spec.Volumes, func(v virtv1.Volume) bool { return v.Name == status.Name && v.Ephemeral == nil })
+		if claim != nil && writes && len(claim.AccessModes) > 0 && !slices.Contains(claim.AccessModes, corev1.ReadWriteMany) {
+			return claim.ClaimName
+		}
+	}
+	return ""
 }
 
 // isLocal says that a volume's content lives in the pod and has to be copied to the target.

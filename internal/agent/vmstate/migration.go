@@ -91,7 +91,9 @@ func (s *step) receive() {
 	}
 	switch {
 	case r != nil && r.Taken:
-		s.moveHere(r)
+		s.moveHere(r.TakenAt)
+	case s.o.Domain != nil && s.o.Domain.RunState == "running": // an earlier agent has let it run, and not lived to say so
+		s.moveHere(s.o.Now)
 	case s.o.VMI.DeletionTimestamp != nil:
 		s.wake(s.o.Now.Add(askAgain)) // its pods go, this one too
 	case s.targetEnded():
@@ -143,8 +145,8 @@ func (s *step) await(r *Receiving) {
 }
 
 // moveHere makes this node the instance's.
-func (s *step) moveHere(r *Receiving) {
-	ms, taken := s.r.Status.MigrationState, metav1.NewTime(r.TakenAt)
+func (s *step) moveHere(at time.Time) {
+	ms, taken := s.r.Status.MigrationState, metav1.NewTime(at)
 	ms.Completed, ms.EndTimestamp, ms.TargetNodeDomainReadyTimestamp, ms.TargetNodeDomainDetected = true, &taken, &taken, true
 	s.r.Status.NodeName = s.o.Node
 	s.r.Labels = map[string]string{virtv1.NodeNameLabel: s.o.Node}
@@ -193,7 +195,10 @@ func (s *step) handOver() {
 		s.cleanUp()
 		return
 	}
-	if s.o.Sending == nil && !s.o.Busy {
+	switch {
+	case s.o.Sending != nil && s.o.Sending.Over: // the target has heard it, but its agent may have died before it moved the instance
+		s.act(ForgetSend)
+	case s.o.Sending == nil && !s.o.Busy:
 		if s.o.Domain == nil && s.o.Launcher.Reachable && s.o.Launcher.State == protocol.Running {
 			s.act(Attach)
 		}
@@ -240,14 +245,18 @@ func (s *step) sendFailed(sending *Sending) {
 		ms.AbortStatus = virtv1.MigrationAbortSucceeded
 	}
 	s.failMigration(sending.Failure)
-	s.comeBack()
+	s.resume()
 }
 
 // comeBack lets a guest run that a failed migration has left stopped. While QEMU still ends the migration, it does so itself.
 func (s *step) comeBack() {
 	if s.o.Sending != nil {
-		s.act(ForgetSend)
+		s.act(ForgetSend) // not before the object says how it ended: the migration would begin again
 	}
+	s.resume()
+}
+
+func (s *step) resume() {
 	ms := s.o.VMI.Status.MigrationState
 	if s.o.Domain.RunState == "postmigrate" && ms != nil && ms.SourceNode == s.o.Node && s.o.GaveAway != ms.MigrationUID {
 		s.act(Continue)

@@ -64,6 +64,7 @@ type Domain struct {
 	RunState string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
 	Machine  string // machine type; empty: not known
 	NICs     []NIC
+	Frozen   bool   // the guest's file systems
 	Released int    // how many network cards QEMU said are gone
 	Guest    *Guest // nil: no guest agent
 	// WantsAccess says that the guest agent is to give users their credentials.
@@ -84,6 +85,7 @@ type NIC struct {
 	Network      string // that it was joined to, by the name of its attachment definition; empty for the pod network
 	MAC          net.HardwareAddr
 	IPs          []netip.Addr // that the network gave, in the order of the cluster's families
+	Observed     []netip.Addr // that the guest was heard to use
 	PodInterface string
 	Queues       int
 	LinkDown     bool

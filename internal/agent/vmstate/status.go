@@ -66,6 +66,10 @@ func (s *step) describeDomain() {
 	s.describeAgent()
 	s.describeAccess()
 	s.describePlugging()
+	s.r.Status.FSFreezeStatus = ""
+	if s.o.Domain.Frozen {
+		s.r.Status.FSFreezeStatus = "frozen"
+	}
 	if s.o.Domain.NICs != nil {
 		s.r.Status.Interfaces = interfaces(s.o.VMI, s.o.Domain)
 	}

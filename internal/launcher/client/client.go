@@ -37,6 +37,29 @@ func (d *RunDir) Path(name string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", d.dir.Fd(), filepath.Base(name))
 }
 
+// OpenFile opens an ordinary file in the directory to read it. Whoever writes there is not to be trusted: a link is not followed.
+func (d *RunDir) OpenFile(name string) (*os.File, error) {
+	fd, err := syscall.Openat(int(d.dir.Fd()), filepath.Base(name), syscall.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s in the VM pod: %w", name, err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s in the VM pod is no ordinary file", name)
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// Remove removes a file from the directory.
+func (d *RunDir) Remove(name string) error {
+	return syscall.Unlinkat(int(d.dir.Fd()), filepath.Base(name))
+}
+
 // Dial connects to a socket in the directory (protocol.QMPName, …).
 func (d *RunDir) Dial(ctx context.Context, name string) (*net.UnixConn, error) {
 	var dialer net.Dialer

@@ -41,6 +41,11 @@ func (m Machine) SetLink(ctx context.Context, device string, up bool) error {
 	return m.do(ctx, "set_link", map[string]any{"name": device, "up": up})
 }
 
+// Screenshot has QEMU write what the screen shows to a file, as PNG.
+func (m Machine) Screenshot(ctx context.Context, file string) error {
+	return m.do(ctx, "screendump", map[string]any{"filename": file, "format": "png"})
+}
+
 // NIC is a network card to plug while the guest runs.
 type NIC struct {
 	Netdev string         // id of the backend

@@ -1,0 +1,257 @@
+package vmstate
+
+import (
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/launcher/protocol"
+)
+
+// side is one of the two nodes: its agent, which may be killed, and its QEMU, which lives without it.
+type side struct {
+	node, pod string
+	qemu      string // "": not started, "over": it ended, else its run state
+	attached  bool
+	sending   *Sending
+	receiving *Receiving
+	loaded    bool // QEMU has the guest
+	aborting  bool
+	view      *virtv1.VirtualMachineInstance // what the agent's cache has
+}
+
+// duo is a migration with both its ends, the API server between them and every failure that there is.
+type duo struct {
+	source, target side
+	vmi            *virtv1.VirtualMachineInstance
+	version        int
+	versions       map[*virtv1.VirtualMachineInstance]int
+	gave           bool // the durable note
+	said           bool // the target has heard Go
+	now            time.Time
+	story          []string
+}
+
+func newDuo() *duo {
+	vmi := &virtv1.VirtualMachineInstance{}
+	vmi.Spec.Networks = []virtv1.Network{*virtv1.DefaultPodNetwork()}
+	vmi.Spec.Domain.Devices.Interfaces = []virtv1.Interface{*virtv1.DefaultMasqueradeNetworkInterface()}
+	vmi.Status.Phase, vmi.Status.NodeName = virtv1.Running, "node-1"
+	vmi.Status.MigrationState = &virtv1.VirtualMachineInstanceMigrationState{
+		MigrationUID: "move", SourceNode: "node-1", SourcePod: "web-1", TargetNode: "node-2", TargetPod: "web-2",
+	}
+	return &duo{
+		source: side{node: "node-1", pod: "web-1", qemu: "running", attached: true, view: vmi}, target: side{node: "node-2", pod: "web-2", view: vmi},
+		vmi: vmi, versions: map[*virtv1.VirtualMachineInstance]int{vmi: 0}, now: epoch,
+	}
+}
+
+func (d *duo) other(s *side) *side {
+	if s == &d.source {
+		return &d.target
+	}
+	return &d.source
+}
+
+// turn is one turn of an agent, on what its cache has.
+func (d *duo) turn(s *side) {
+	o := Observed{Now: d.now, Node: s.node, VMI: s.view, Pod: Pod{Found: true, Name: s.pod, Phase: corev1.PodRunning, Connected: true}}
+	switch {
+	case s.qemu == "over":
+		o.Pod.Phase = corev1.PodSucceeded
+		s.attached = false
+	case s.attached:
+		o.Domain = &Domain{RunState: s.qemu, NICs: []NIC{{Name: "default"}}}
+	case s.qemu == "":
+		o.Launcher = Launcher{Reachable: true, State: protocol.Waiting}
+	default:
+		o.Launcher = Launcher{Reachable: true, State: protocol.Running}
+	}
+	if s.sending != nil {
+		o.Sending = new(*s.sending)
+	}
+	if s.receiving != nil {
+		s.receiving.Loaded = s.loaded && s.qemu != "over"
+		o.Receiving = new(*s.receiving)
+	}
+	if d.gave && s == &d.source {
+		o.GaveAway = "move"
+	}
+	o.PeerOver = d.other(s).qemu == "over"
+	r := Step(o)
+	written := s.view.DeepCopy()
+	written.Status = r.Status
+	if !equality.Semantic.DeepEqual(written.Status, s.view.Status) && d.versions[s.view] == d.version { // else a conflict
+		d.version++
+		d.vmi, s.view = written, written
+		d.versions[written] = d.version
+	}
+	for _, a := range r.Actions {
+		d.act(s, a)
+	}
+}
+
+func (d *duo) act(s *side, a Action) {
+	switch a {
+	case Attach:
+		s.attached = s.qemu != "over"
+	case Kill:
+		s.qemu, s.attached = "over", false
+	case Send:
+		s.sending = &Sending{Migration: "move", Mode: virtv1.MigrationPreCopy}
+	case AbortSend:
+		s.aborting = true
+	case ForgetSend:
+		s.sending = nil
+	case Continue:
+		s.qemu = "running"
+	case Receive:
+		s.receiving = &Receiving{Migration: "move", Address: "172.30.0.12", Ports: map[string]int{"1": 0}}
+	case TakeOver:
+		d.run(s)
+	case ForgetReceive:
+		s.receiving = nil
+	case Release:
+		s.sending, s.receiving = nil, nil
+	}
+}
+
+func (d *duo) run(s *side) {
+	if s.loaded && s.qemu != "over" {
+		s.qemu = "running"
+		s.receiving.Taken, s.receiving.TakenAt = true, d.now
+	}
+}
+
+// send is what the sender's goroutine does next.
+func (d *duo) send() {
+	s, t := d.source.sending, &d.target
+	if s == nil || s.Over {
+		return
+	}
+	fail := func(reason string) { s.Over, s.Failure = true, reason }
+	switch {
+	case d.gave && t.receiving == nil:
+		return // the target's agent is away; it is told again
+	case d.gave:
+		d.run(t)
+		s.Over = t.receiving.Taken
+	case d.source.aborting:
+		s.Aborted = true
+		fail("cancelled")
+	case t.receiving == nil || t.qemu == "over" || d.source.qemu == "over":
+		fail("lost")
+	case t.qemu == "":
+		t.qemu, t.attached = "inmigrate", true
+	case !t.loaded && t.qemu == "inmigrate" && d.source.qemu == "running":
+		d.source.qemu, t.qemu, t.loaded = "postmigrate", "paused", true
+	case t.loaded && d.source.qemu == "postmigrate":
+		d.gave = true
+	default:
+		fail("this migration has begun before")
+	}
+}
+
+// killAgent ends an agent: streams that went through it break, and a QEMU that was receiving ends with them.
+func (d *duo) killAgent(s *side) {
+	s.sending, s.receiving, s.attached, s.aborting = nil, nil, false, false
+	if d.target.qemu == "inmigrate" && !d.target.loaded {
+		d.target.qemu = "over"
+	}
+	if s == &d.target && d.source.sending != nil && !d.gave {
+		d.source.sending.Over, d.source.sending.Failure = true, "the other node's agent was lost"
+	}
+}
+
+func (d *duo) see(s *side) { s.view = d.vmi }
+
+// events are what can happen; the last ones are failures.
+var events = []struct {
+	name string
+	do   func(*duo)
+}{
+	{"source's turn", func(d *duo) { d.turn(&d.source) }},
+	{"target's turn", func(d *duo) { d.turn(&d.target) }},
+	{"source sees the object", func(d *duo) { d.see(&d.source) }},
+	{"target sees the object", func(d *duo) { d.see(&d.target) }},
+	{"sender goes on", (*duo).send},
+	{"time", func(d *duo) { d.now = d.now.Add(3 * time.Second) }},
+	{"source's agent is killed", func(d *duo) { d.killAgent(&d.source) }},
+	{"target's agent is killed", func(d *duo) { d.killAgent(&d.target) }},
+	{"source's QEMU dies", func(d *duo) { d.source.qemu, d.source.attached = "over", false }},
+	{"target's QEMU dies", func(d *duo) {
+		if d.target.qemu != "" {
+			d.target.qemu, d.target.attached = "over", false
+		}
+	}},
+	{"abort", func(d *duo) {
+		if ms := d.vmi.Status.MigrationState; !ms.Completed {
+			d.vmi = d.vmi.DeepCopy()
+			d.vmi.Status.MigrationState.AbortRequested = true
+			d.version++
+			d.versions[d.vmi] = d.version
+		}
+	}},
+}
+
+const firstFailure = 6
+
+// TestOneGuestRuns lets everything happen in any order. At no moment may both guests run, and when the failures end one of them runs, or
+// the instance is said to have failed because the only QEMU that could is dead.
+func TestOneGuestRuns(t *testing.T) {
+	ends := map[string]int{}
+	for seed := range uint64(3000) {
+		chance := rand.New(rand.NewPCG(seed, 7))
+		d := newDuo()
+		for range 60 {
+			n := chance.IntN(firstFailure)
+			if chance.IntN(15) == 0 {
+				n = firstFailure + chance.IntN(len(events)-firstFailure)
+			}
+			d.happen(t, seed, n)
+		}
+		for range 40 { // no more failures; everybody sees everything
+			for _, n := range []int{2, 3, 0, 1, 4, 5} {
+				d.happen(t, seed, n)
+			}
+		}
+		ends[d.end(t, seed)]++
+	}
+	for _, end := range []string{"moved", "stayed", "died"} {
+		if ends[end] == 0 {
+			t.Errorf("no story ended with %q: %v", end, ends)
+		}
+	}
+}
+
+func (d *duo) happen(t *testing.T, seed uint64, n int) {
+	d.story = append(d.story, events[n].name)
+	events[n].do(d)
+	if d.source.qemu == "running" && d.target.qemu == "running" {
+		t.Fatalf("seed %d: both guests run after\n%s", seed, strings.Join(d.story, "\n"))
+	}
+}
+
+func (d *duo) end(t *testing.T, seed uint64) string {
+	status := d.vmi.Status
+	switch {
+	case d.source.qemu == "running" && status.NodeName == "node-1" && (status.MigrationState.Failed || d.waits()):
+		return "stayed"
+	case d.target.qemu == "running" && status.NodeName == "node-2" && status.MigrationState.Completed && !status.MigrationState.Failed:
+		return "moved"
+	case d.target.qemu != "running" && d.source.qemu != "running" && (d.vmi.IsFinal() || slices.Contains([]string{d.source.qemu, d.target.qemu}, "over")):
+		return "died"
+	}
+	t.Fatalf("seed %d: source %q, target %q, instance on %s %s with %+v after\n%s", seed, d.source.qemu, d.target.qemu, status.NodeName, status.Phase,
+		status.MigrationState, strings.Join(d.story, "\n"))
+	return ""
+}
+
+// waits says that the controller has the next word: a target that ended before the source began.
+func (d *duo) waits() bool { return d.vmi.Status.MigrationState.StartTimestamp == nil }
