@@ -170,7 +170,7 @@ func TestInfrastructure(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			gateways, management := Infrastructure(n)
+			gateways, management := n.Kept()
 			if fmt.Sprint(gateways) != c.gateways || fmt.Sprint(management) != c.management {
 				t.Errorf("got %v and %v, want %s and %s", gateways, management, c.gateways, c.management)
 			}
