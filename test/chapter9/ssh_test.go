@@ -317,10 +317,6 @@ func TestWaysToSSH(t *testing.T) {
 	cluster.Apply(t, ns, accessManifest, accessValues("example-vm", "Always", "{noCloud: {}}", public))
 	box := pod(t, ns, "peer", "node-2")
 	awaitSSH(t, user, ns, key, "cloud-user@vm/example-vm")
-	ssh := func(args ...string) (string, error) {
-		out, err := user.Run(t.Context(), "", "ssh", append(append(user.SSHOptions(), "-i", key), args...)...)
-		return strings.TrimSpace(out), err
-	}
 	t.Run("SSH.2-C5 without agent credentials the guest keeps its own keys", func(t *testing.T) {
 		for _, c := range cluster.Running(t, ns, "example-vm").Status.Conditions {
 			if c.Type == virtv1.VirtualMachineInstanceAccessCredentialsSynchronized {
@@ -423,7 +419,7 @@ func TestWaysToSSH(t *testing.T) {
 			return tunnelled(t.Context(), user, as...)
 		})
 	})
-	t.Run("SSH.6-K1 expose makes a Service", func(t *testing.T) { checkExpose(t, user, ns, box, ssh) })
+	t.Run("SSH.6-K1 expose makes a Service", func(t *testing.T) { checkExpose(t, user, ns, box, key) })
 	t.Run("9.1.7-C1 virtctl, ssh config and Service reached the same guest", func(t *testing.T) {
 		if !cluster.Running(t, ns, "example-vm").IsRunning() {
 			t.Error("it does not run any more")
