@@ -197,7 +197,8 @@ func decodePart(text []byte) error {
 func decoder(t *testing.T) runtime.Decoder {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, nadv1.AddToScheme, ovnv1.AddToScheme, nmstatev1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme,
+		nmstatev1.AddToScheme, nadv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}

@@ -72,6 +72,11 @@ func TestPolicies(t *testing.T) {
 		{name: "its annotation", args: "annotate pod p -n blue --overwrite v1.multus-cni.io/default-network=z",
 			want: "The 'v1.multus-cni.io/default-network' annotation cannot be changed after the pod was created"},
 		{name: "another annotation", args: "annotate pod p -n blue a=b", ok: true},
+		{name: "pod that says its ports", args: "create -f -", stdin: manifest("v1", "Pod", "name: q, namespace: blue, annotations: {k8s.ovn.org/pod-networks: '{}'}",
+			", spec: {containers: [{name: c, image: i}]}"), want: "The 'k8s.ovn.org/pod-networks' annotation is written by the network controller alone"},
+		{name: "ports said later", args: "annotate pod p -n blue k8s.ovn.org/pod-networks={}", want: "The 'k8s.ovn.org/pod-networks' annotation is written by the network controller alone"},
+		{name: "the controller says them", args: "annotate pod p -n blue --as=patchbay:controller k8s.ovn.org/pod-networks={}", ok: true},
+		{name: "labelled afterwards", args: "label pod p -n blue c=d", ok: true},
 	} {
 		_, problems, err := server.Kubectl(ctx, strings.NewReader(step.stdin), strings.Fields(step.args)...)
 		if (err == nil) != step.ok || !strings.Contains(problems, step.want) || step.want == "" && problems != "" {

@@ -30,10 +30,14 @@ var firmware = qemu.EFI{
 }
 
 // addMachines runs the node's virtual machines and lets the controller reach them.
-func addMachines(_ context.Context, h *Host) error {
+func addMachines(ctx context.Context, h *Host) error {
 	log := h.Log.With("part", "machines")
 	masquerade, err := vmdriver.NewMasquerade(log)
 	if err != nil {
+		return err
+	}
+	reach := h.newReach(log)
+	if err := reach.Recover(ctx); err != nil {
 		return err
 	}
 	arriving, err := h.arrivingMachines()
@@ -46,7 +50,7 @@ func addMachines(_ context.Context, h *Host) error {
 		Client:      h.Manager.GetClient(),
 		Live:        h.Manager.GetAPIReader(),
 		Pods:        h.Pods,
-		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Guard},
+		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Guard, Dial: dialOverlay(reach)},
 		Wirers: map[string]vmdriver.Wirer{
 			vmdriver.BindingMasquerade: masquerade,
 			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},

@@ -1,10 +1,14 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -13,6 +17,9 @@ import (
 
 	"patchbay/internal/agent/cni"
 	"patchbay/internal/agent/delegate"
+	"patchbay/internal/agent/podnet"
+	"patchbay/internal/agent/reach"
+	"patchbay/internal/netconf"
 )
 
 // newPlugin is what connects pods: ourselves to the overlay, the CNI plugins of others to everything else.
@@ -45,4 +52,34 @@ func (d definitions) Definition(ctx context.Context, namespace, name string) (st
 	var nad nadv1.NetworkAttachmentDefinition
 	err := d.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &nad)
 	return nad.Spec.Config, err
+}
+
+// newReach is the agent's way to guests on tenants' networks.
+func (h *Host) newReach(log *slog.Logger) *reach.Reach {
+	definitions := definitions{h.Manager.GetAPIReader()}
+	return reach.New(reach.Config{Ports: h.OVS, Guard: h.Guard, Log: log, Find: func(ctx context.Context, attachment string) (reach.Network, error) {
+		namespace, name, _ := strings.Cut(attachment, "/")
+		name, _, _ = strings.Cut(name, "/")
+		config, err := definitions.Definition(ctx, namespace, name)
+		if err != nil {
+			return reach.Network{}, err
+		}
+		n, err := netconf.Parse(namespace+"/"+name, config)
+		if err != nil {
+			return reach.Network{}, err
+		}
+		found := reach.Network{Name: n.Name, MTU: cmp.Or(n.MTU, h.Settings.PodMTU)}
+		_, management := n.Kept()
+		for i, a := range management {
+			found.Addresses = append(found.Addresses, netip.PrefixFrom(a, n.Subnets[i].CIDR.Bits()))
+		}
+		return found, nil
+	}})
+}
+
+// dialOverlay is vmdriver.Taps.Dial.
+func dialOverlay(r *reach.Reach) func(context.Context, podnet.Interface, string, netip.AddrPort) (net.Conn, error) {
+	return func(ctx context.Context, i podnet.Interface, proto string, to netip.AddrPort) (net.Conn, error) {
+		return r.Dial(ctx, i.Network, i.Attachment, proto, to)
+	}
 }

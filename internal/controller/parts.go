@@ -124,7 +124,7 @@ func (h *Host) machines() vm.Config {
 
 func addNetwork(_ context.Context, h *Host) error {
 	n, err := network.AddToManager(h.Manager, network.Config{
-		Settings: h.Settings, Rows: h.Rows, Chassis: h.Southbound, Log: h.Log.With("part", "network"),
+		Settings: h.Settings, Rows: h.Rows, Chassis: h.Southbound, Log: h.Log.With("part", "network"), ManagedTap: managedTap(h),
 	})
 	if err != nil {
 		return err

@@ -159,6 +159,7 @@ func (n *Network) connect(out *attached, pod *corev1.Pod, a attachment) {
 func (n *Network) setPodRows(ctx context.Context, pod *corev1.Pod, network podnetworks.Network) error {
 	rows := topology.PodRows(topology.Pod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Network: network,
+		OpenPorts: n.openPorts(pod),
 	})
 	for _, a := range n.tenants.attachments(pod) {
 		on, ok := n.tenants.network(a.Network)
@@ -255,7 +256,7 @@ func (n *Network) restoreAttachments(ctx context.Context, pod *corev1.Pod) {
 		if facts.VMI == nil {
 			w.NIC = nicOf(pod, had)
 		}
-		if _, err := n.tenants.take(pod, w, had); err != nil {
+		if err := n.tenants.restore(pod, w, had); err != nil {
 			n.Log.Warn("pod's addresses cannot be restored", "pod", client.ObjectKeyFromObject(pod), "network", w.Network, "error", err)
 		}
 	}

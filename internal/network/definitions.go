@@ -106,16 +106,20 @@ func keysOf(names []string) []client.ObjectKey {
 // showNetwork makes a network's rows what its definitions say. A network that is new gets its addresses back first: those of
 // claims, then those of pods.
 func (n *Network) showNetwork(ctx context.Context, name string) error {
+	defer n.tellNetwork(name)
+	n.showing.Lock() // rows are set in the order in which they were decided
+	defer n.showing.Unlock()
 	if n.tenants.close(name) {
 		n.Rows.Delete(networkOwner(name))
 		n.Log.Info("network is gone", "network", name)
-		n.tellNetwork(name)
 		return nil
 	}
 	if n.tenants.open(name) {
 		if err := n.restoreNetwork(ctx, name); err != nil {
 			return err
 		}
+		n.tenants.restored(name)
+		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
 	}
 	n.setNetworkRows(name)
 	return nil
@@ -143,7 +147,6 @@ func (n *Network) restoreNetwork(ctx context.Context, name string) error {
 func (n *Network) setNetworkRows(name string) {
 	if network, ok := n.tenants.network(name); ok {
 		n.Rows.Set(networkOwner(name), topology.NetworkRows(network))
-		n.tellNetwork(name)
 	}
 }
 
@@ -185,6 +188,7 @@ func (n *Network) recoverDefinitions(ctx context.Context) error {
 	for _, name := range n.tenants.names() {
 		n.tenants.open(name)
 		n.setNetworkRows(name)
+		n.tellNetwork(name)
 	}
 	return nil
 }
@@ -234,7 +238,8 @@ func (t *tenants) names() []string {
 	return t.catalog.Names()
 }
 
-// open makes a network's addresses usable. It is false when they are already.
+// open makes a new book of a network's addresses, in which those that were given out have to be restored first. It is false when
+// there is one already.
 func (t *tenants) open(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -242,8 +247,17 @@ func (t *tenants) open(name string) bool {
 	if !known || t.spaces[name] != nil && (t.spaces[name].InUse() || t.configs[name].Equal(config)) {
 		return false
 	}
-	t.spaces[name], t.configs[name] = catalog.NewSpace(config), config
+	t.spaces[name], t.configs[name], t.restoring[name] = catalog.NewSpace(config), config, true
 	return true
+}
+
+// restored lets networks give out addresses.
+func (t *tenants) restored(names ...string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, name := range names {
+		delete(t.restoring, name)
+	}
 }
 
 // close forgets a network that no definition means and nobody is on.

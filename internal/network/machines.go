@@ -42,12 +42,12 @@ func nicOwner(machine client.ObjectKey, nic string) string {
 
 // placeMachine makes the ports of a machine's interfaces, where the machine is.
 func (n *Network) placeMachine(ctx context.Context, machine client.ObjectKey) error {
+	n.placing.Lock() // rows are set in the order in which they were decided
+	defer n.placing.Unlock()
 	vmi := &virtv1.VirtualMachineInstance{}
 	if err := n.client.Get(ctx, machine, vmi); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("read virtual machine instance %s: %w", machine, err)
 	}
-	n.placing.Lock() // rows are set in the order in which they were decided
-	defer n.placing.Unlock()
 	nics := n.tenants.nics(machine, vmi)
 	for _, nic := range nics {
 		n.Rows.Set(nicOwner(machine, nic.Name), topology.NICRows(nic))

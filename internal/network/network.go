@@ -23,7 +23,7 @@ import (
 	"patchbay/internal/topology"
 )
 
-// Rows takes the wanted rows of an owner; *ovn.Store is one. Owners are "cluster", "guard", "node/NAME", "network/NAME",
+// Rows takes the wanted rows of an owner; *ovn.Store is one. Owners are "cluster", "guard", "node/NAME", "network/NAME", "gateway/NAME",
 // "nic/NAMESPACE/MACHINE/NIC", "pod/NAMESPACE/NAME" and "service/NAMESPACE/NAME".
 type Rows interface {
 	Set(owner string, rows []nb.Row)
@@ -63,7 +63,12 @@ type Network struct {
 	wakePods wakeups
 	wakeSvcs wakeups
 
-	placing sync.Mutex
+	placing sync.Mutex // of machines' ports
+	showing sync.Mutex // of networks
+
+	registry     registry
+	gateways     *gateways
+	wakeGateways wakeups
 
 	wakeDefinitions wakeups
 	// networkWatchers are told, by name, of every network beside the default one that is new, has changed or is gone.
@@ -85,7 +90,7 @@ func AddToManager(m manager.Manager, c Config) (*Network, error) {
 	if err := m.Add(manager.RunnableFunc(n.start)); err != nil {
 		return nil, err
 	}
-	for _, add := range []func(manager.Manager) error{n.addNodes, n.addDefinitions, n.addClaims, n.addMachines, n.addPods, n.addServices} {
+	for _, add := range []func(manager.Manager) error{n.addNodes, n.addDefinitions, n.addClaims, n.addMachines, n.addPods, n.addGateways, n.addServices} {
 		if err := add(m); err != nil {
 			return nil, err
 		}
@@ -100,11 +105,13 @@ func newNetwork(c client.Client, live client.Reader, recorder events.EventRecord
 	if config.ManagedTap == nil {
 		config.ManagedTap = func(plugin string) bool { return plugin == "l2bridge" }
 	}
-	return &Network{
+	n := &Network{
 		Config: config, client: c, live: live, events: recorder,
 		book: newBook(), ledger: newLedger(c, live, config.Settings), tenants: newTenants(config.Settings), waits: newWaits(),
-		complete: config.Rows.Expect(), recovered: make(chan struct{}),
+		complete: config.Rows.Expect(), recovered: make(chan struct{}), gateways: newGateways(),
 	}
+	n.registry = n.tenants
+	return n
 }
 
 // start restores what was decided before and lets the controllers go on from there.

@@ -32,6 +32,7 @@ func (n *Network) addPods(m manager.Manager) error {
 		old, pod := e.ObjectOld.(*corev1.Pod), e.ObjectNew.(*corev1.Pod)
 		return old.UID != pod.UID || old.Spec.NodeName != pod.Spec.NodeName || completed(old) != completed(pod) ||
 			old.Annotations[podnetworks.PodAnnotation] != pod.Annotations[podnetworks.PodAnnotation] ||
+			old.Annotations[openPortsAnnotation] != pod.Annotations[openPortsAnnotation] ||
 			old.Annotations[attach.NetworksAnnotation] != pod.Annotations[attach.NetworksAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-pods").For(&corev1.Pod{}, builder.WithPredicates(relevant)).

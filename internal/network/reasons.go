@@ -7,7 +7,8 @@ const (
 	reasonPodFailed  = "ErrorAllocatingPod" // the pod has no addresses
 	reasonNodeFailed = "ErrorAllocatingNodeSubnet"
 	reasonDefinition = "InvalidNetworkAttachmentDefinition"
-	reasonRefused    = "ErrorUpdatingOverlay" // the overlay's database refused the object's rows
+	reasonOpenPorts  = "ErrorUpdatingOpenDefaultPorts" // the annotation is not readable; no port is open
+	reasonRefused    = "ErrorUpdatingOverlay"          // the overlay's database refused the object's rows
 )
 
 func (n *Network) warn(object client.Object, reason, format string, args ...any) {

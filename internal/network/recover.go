@@ -19,11 +19,12 @@ func (n *Network) recover(ctx context.Context) error {
 	if err := n.recoverNodes(ctx); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{n.recoverDefinitions, n.recoverClaims, n.recoverPods} {
+	for _, step := range []func(context.Context) error{n.recoverDefinitions, n.recoverClaims, n.recoverPods, n.recoverGateways} {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
+	n.tenants.restored(n.tenants.names()...)
 	return n.recoverServices(ctx)
 }
 

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	virtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -54,6 +55,7 @@ func (n *Network) addServices(m manager.Manager) error {
 	})
 	return ctrl.NewControllerManagedBy(m).Named("network-services").For(&corev1.Service{}, builder.WithPredicates(relevant)).
 		Watches(&discoveryv1.EndpointSlice{}, toService).
+		Watches(&virtv1.VirtualMachineInstance{}, handler.EnqueueRequestsFromMapFunc(n.servicesBeside), builder.WithPredicates(migrationEnds)).
 		WatchesRawSource(source.Func(n.wakeSvcs.start)).
 		WithOptions(n.options(4)).Complete(n.afterRecovery(n.reconcileService))
 }
@@ -83,9 +85,12 @@ func (n *Network) ensureService(ctx context.Context, service *corev1.Service) er
 	if err := n.client.List(ctx, &endpoints, client.InNamespace(key.Namespace), client.MatchingFields{byService: key.Name}); err != nil {
 		return fmt.Errorf("list endpoint slices of service %s: %w", key, err)
 	}
-	wanted := convertService(service, endpoints.Items)
-	n.book.setLocal(key, wanted.InternalLocal)
-	n.Rows.Set(serviceOwner(key), topology.ServiceRows(wanted, n.book.nodeNames()))
+	rows, perNode, err := n.serviceRows(ctx, service, endpoints.Items)
+	if err != nil {
+		return err
+	}
+	n.book.setLocal(key, perNode)
+	n.Rows.Set(serviceOwner(key), rows)
 	return nil
 }
 

@@ -25,15 +25,16 @@ import (
 // tenants is what the controllers know together of the networks beside the default one: the networks, their addresses, and who
 // is on them.
 type tenants struct {
-	mu       sync.Mutex
-	catalog  *catalog.Catalog
-	spaces   map[string]*ipam.Space     // by network
-	configs  map[string]netconf.Network // that the spaces were made from
-	claims   map[string]string          // networks of the pinned ones, by holder
-	attached map[client.ObjectKey]*attachedPod
-	machines map[client.ObjectKey]map[client.ObjectKey]bool // pods of each
-	placed   map[client.ObjectKey]map[string]bool           // interfaces with ports of each
-	seen     int                                            // pods so far
+	mu        sync.Mutex
+	catalog   *catalog.Catalog
+	spaces    map[string]*ipam.Space     // by network
+	configs   map[string]netconf.Network // that the spaces were made from
+	claims    map[string]string          // networks of the pinned ones, by holder
+	restoring map[string]bool            // networks whose addresses are not all booked yet
+	attached  map[client.ObjectKey]*attachedPod
+	machines  map[client.ObjectKey]map[client.ObjectKey]bool // pods of each
+	placed    map[client.ObjectKey]map[string]bool           // interfaces with ports of each
+	seen      int                                            // pods so far
 }
 
 // attachedPod is a pod with what it has.
@@ -55,7 +56,7 @@ type attachment struct {
 
 func newTenants(s settings.Settings) *tenants {
 	t := &tenants{
-		spaces: map[string]*ipam.Space{}, configs: map[string]netconf.Network{}, claims: map[string]string{},
+		spaces: map[string]*ipam.Space{}, configs: map[string]netconf.Network{}, claims: map[string]string{}, restoring: map[string]bool{},
 		attached: map[client.ObjectKey]*attachedPod{}, machines: map[client.ObjectKey]map[client.ObjectKey]bool{},
 		placed: map[client.ObjectKey]map[string]bool{},
 	}
@@ -122,6 +123,21 @@ func (t *tenants) podLocked(pod *corev1.Pod) *attachedPod {
 func (t *tenants) take(pod *corev1.Pod, w attach.Wish, known *podnetworks.Network) (attachment, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.restoring[w.Network] {
+		return attachment{}, &attach.Waiting{On: attach.OnNetwork(w.Network), Err: fmt.Errorf("network %s gets its addresses back first", w.Network)}
+	}
+	return t.takeLocked(pod, w, known)
+}
+
+// restore gives a pod back what its annotation says.
+func (t *tenants) restore(pod *corev1.Pod, w attach.Wish, known *podnetworks.Network) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, err := t.takeLocked(pod, w, known)
+	return err
+}
+
+func (t *tenants) takeLocked(pod *corev1.Pod, w attach.Wish, known *podnetworks.Network) (attachment, error) {
 	key := client.ObjectKeyFromObject(pod)
 	space := t.spaces[w.Network]
 	if space == nil {

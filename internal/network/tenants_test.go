@@ -238,7 +238,7 @@ func TestSecondaryNetworks(t *testing.T) {
 	if e := n[blue+"/bare"]; ips(e) != "192.168.5.5/24" || e.Interface != "data0" || e.MAC.String() != "02:00:00:00:00:11" || e.MTU != 1300 {
 		t.Errorf("bare is %+v", e)
 	} else {
-		s.column("Logical_Switch_Port "+e.Port, "port_security: 02:00:00:00:00:11")
+		s.column("Logical_Switch_Port "+e.Port, "port_security: 02:00:00:00:00:11 ; 02:00:00:00:00:11 0.0.0.0/0 ::/0")
 	}
 	if e := n[blue+"/bare/1"]; ips(e) != "" || e.Interface != "net4" || e.MAC == nil {
 		t.Errorf("bare again is %+v", e)
@@ -424,4 +424,33 @@ func TestClaimsKeepAddresses(t *testing.T) {
 	if got := ips(s.networks(red, "thief")[red+"/net"]); !strings.HasPrefix(got, strings.Fields(ips(had))[0]) {
 		t.Errorf("the pod that waited has %s", got)
 	}
+}
+
+// TestANetworkComesBack: its definition is deleted and made again while pods run on it.
+func TestANetworkComesBack(t *testing.T) {
+	s := newTenancy(t)
+	s.start()
+	ns := s.namespace("back", false)
+	again := func() *nadv1.NetworkAttachmentDefinition {
+		return definition(ns, "l2", "comes-back", `"topology":"layer2","subnets":"10.100.210.0/24"`)
+	}
+	s.create(again(), podIn(ns, "old", "node-1", "k8s.v1.cni.cncf.io/networks", "l2"))
+	old := s.networks(ns, "old")[ns+"/l2"]
+	s.delete(again())
+	s.create(podIn(ns, "waits", "node-1", "k8s.v1.cni.cncf.io/networks", "l2"))
+	s.said(ns, "waits", "does not exist")
+	s.hasRow(s.o, "Logical_Switch_Port "+old.Port, true)
+	s.restart() // nobody means the network now, only the pod's annotation does
+	s.create(again())
+	if got := ips(s.networks(ns, "waits")[ns+"/l2"]); got == ips(old) || got == "" {
+		t.Errorf("the new pod has %s, the old one %s", got, ips(old))
+	}
+	if got := s.networks(ns, "old")[ns+"/l2"]; ips(got) != ips(old) {
+		t.Errorf("the pod had %s and has %s", ips(old), ips(got))
+	}
+	s.hasRow(s.o, "Logical_Switch_Port "+old.Port, true)
+	s.delete(podIn(ns, "old", ""))
+	s.delete(podIn(ns, "waits", ""))
+	s.delete(again())
+	s.hasRow(s.o, "Logical_Switch switch/comes-back", false)
 }

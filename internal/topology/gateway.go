@@ -2,7 +2,9 @@ package topology
 
 import (
 	"fmt"
+	"math/big"
 	"net/netip"
+	"slices"
 
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
@@ -135,17 +137,47 @@ func isolationPolicies(cluster, transit netip.Prefix) []nb.Row {
 	}
 }
 
-// managementPolicies let a node reach what its routes say, and tenants answer it: node ports and load balancers pass there.
-func managementPolicies(node string, subnet netip.Prefix) []nb.Row {
-	address := podnetworks.Management(subnet)
-	ip := family(address)
-	allow := func(key, match string) nb.Row {
-		return routerPolicy("management/"+node+"/"+key+"/"+ip, &nb.LogicalRouterPolicy{
-			Priority: policyManagement, Action: nb.LogicalRouterPolicyActionAllow, Match: match,
-		})
+// entryRanges hold one address for each node, under which it reaches tenants' services. Its management address will not do: pods of
+// tenants have a leg in the default network, where their answers would go.
+var entryRanges = []netip.Prefix{netip.MustParsePrefix("100.65.0.0/16"), netip.MustParsePrefix("fd99::/64")}
+
+// Entry are the ranges of the addresses under which nodes reach tenants' services.
+func Entry() []netip.Prefix { return slices.Clone(entryRanges) }
+
+// EntryAddress is a node's address towards tenants, which follows from its slice of the cluster's range.
+func EntryAddress(subnet netip.Prefix) netip.Addr {
+	bits := new(big.Int).SetBytes(subnet.Masked().Addr().AsSlice())
+	slice := bits.Rsh(bits, uint(subnet.Addr().BitLen()-subnet.Bits())).Bits()
+	r, _ := sameFamily(entryRanges, subnet.Addr())
+	bytes := r.Addr().AsSlice()
+	if len(slice) > 0 {
+		bytes[len(bytes)-2], bytes[len(bytes)-1] = byte(slice[0]>>8), byte(slice[0])
+	}
+	a, _ := netip.AddrFromSlice(bytes)
+	return a
+}
+
+// entryRoute leads answers of tenants to a node.
+func entryRoute(node string, subnet netip.Prefix) nb.Row {
+	address, port := EntryAddress(subnet), "rtos-"+node
+	prefix := netip.PrefixFrom(address, address.BitLen()).String()
+	row := nb.NewRow(nb.LogicalRouterStaticRouteTable, ClusterRouter+"/entry/"+node+"/"+family(address), &nb.LogicalRouterStaticRoute{
+		IPPrefix: prefix, Nexthop: podnetworks.Management(subnet).String(), OutputPort: &port,
+	})
+	return row.In(nb.Ref{Table: nb.LogicalRouterTable, Key: ClusterRouter}, "static_routes")
+}
+
+// entryPolicies let nodes reach tenants' services, and the services answer. Nothing else goes to a node's entry address: its
+// kernel would send it back.
+func entryPolicies(services netip.Prefix) []nb.Row {
+	entry, _ := sameFamily(entryRanges, services.Addr())
+	ip := family(entry.Addr())
+	policy := func(key string, priority int, action nb.LogicalRouterPolicyAction, match string) nb.Row {
+		return routerPolicy("entry/"+key+"/"+ip, &nb.LogicalRouterPolicy{Priority: priority, Action: action, Match: match})
 	}
 	return []nb.Row{
-		allow("from", fmt.Sprintf("%s.src == %s", ip, address)),
-		allow("to", fmt.Sprintf("inport == %s && %s.dst == %s", quote(transitRouterPort), ip, address)),
+		policy("from", policyAnswer, nb.LogicalRouterPolicyActionAllow, fmt.Sprintf("%s.src == %s", ip, entry)),
+		policy("to", policyAnswer, nb.LogicalRouterPolicyActionAllow, fmt.Sprintf("%s.src == %s && %s.dst == %s", ip, services, ip, entry)),
+		policy("other", policyIsolate, nb.LogicalRouterPolicyActionDrop, fmt.Sprintf("%s.dst == %s", ip, entry)),
 	}
 }

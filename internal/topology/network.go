@@ -22,8 +22,10 @@ type Network struct {
 	Subnets []netip.Prefix
 	// Gateways are the router's addresses on the switch, one per subnet and in its order; empty where there is no router.
 	Gateways []netip.Addr
-	Physical string // localnet: name of the physical network in the nodes' bridge mappings
-	VLAN     int    // localnet: 802.1Q tag, 0 for none
+	// Management are the addresses by which every node reaches its own guests, in the order of the subnets; empty: it cannot.
+	Management []netip.Addr
+	Physical   string // localnet: name of the physical network in the nodes' bridge mappings
+	VLAN       int    // localnet: 802.1Q tag, 0 for none
 
 	// Namespaces are those of a primary network, DNS and Domain the cluster's; guests learn from them by DHCP what to search.
 	Namespaces []string
@@ -63,6 +65,9 @@ func NetworkRows(n Network) []nb.Row {
 	}
 	if n.HasRouter() {
 		rows = append(rows, networkRouter(n)...)
+	}
+	if len(n.Management) > 0 {
+		rows = append(rows, accessPort(n))
 	}
 	return append(rows, dhcpRows(n)...)
 }

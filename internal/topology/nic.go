@@ -70,13 +70,12 @@ func (n Network) port(name string, mac net.HardwareAddr, ips []netip.Prefix) *nb
 		}
 	}
 	addresses := portAddresses(mac, own)
-	security := addresses
-	if len(own) > 0 {
-		security += " " + linkLocal
+	security := []string{addresses + " " + linkLocal}
+	if len(own) == 0 {
+		// The MAC alone would let every frame through but, in OVN 23.03.1, neighbour advertisements (see linkLocal).
+		security = []string{addresses, addresses + " 0.0.0.0/0 ::/0"}
 	}
-	return &nb.LogicalSwitchPort{
-		Name: name, Addresses: []string{addresses}, PortSecurity: []string{security}, ExternalIDs: n.ids(),
-	}
+	return &nb.LogicalSwitchPort{Name: name, Addresses: []string{addresses}, PortSecurity: security, ExternalIDs: n.ids()}
 }
 
 // answer lets DHCP answer the port.

@@ -24,7 +24,7 @@ func NodeRows(n Node) []nb.Row {
 	rows = append(rows, lostService(n.Name, n.Subnets, ManagementPort(n.Name), "stor-"+n.Name)...)
 	for _, subnet := range n.Subnets {
 		rows = append(rows, egressPolicy(n.Name, subnet), probesACL(n.Name, subnet))
-		rows = append(rows, managementPolicies(n.Name, subnet)...)
+		rows = append(rows, entryRoute(n.Name, subnet))
 	}
 	return rows
 }

@@ -37,7 +37,7 @@ const (
 const (
 	policyForeign     = 1300 // service addresses are never reached from tenants' networks
 	policyEntry       = 1250 // to tenants' services through the gateway's node
-	policyManagement  = 1200 // between nodes and what is inside
+	policyAnswer      = 1200 // from nodes to tenants' services and back
 	policyIsolate     = 1100 // between tenants, and between them and the default network
 	policyInternal    = 1000 // destinations inside the overlay keep their route
 	policyLostService = 900  // a service address that no load balancer answered must not leave
@@ -99,6 +99,7 @@ func ClusterRows(s settings.Settings) []nb.Row {
 		}
 	}
 	for _, cidr := range s.ServiceCIDRs {
+		rows = append(rows, entryPolicies(cidr)...)
 		rows = append(rows, serviceSet(cidr), discardRoute(cidr), foreignServicePolicy(cidr), routerPolicy("lost-service/"+cidr.String(), &nb.LogicalRouterPolicy{
 			Priority: policyLostService, Action: nb.LogicalRouterPolicyActionDrop,
 			Match: family(cidr.Addr()) + ".dst == " + cidr.String(),

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -238,6 +239,10 @@ func (c *migrations) buildTarget(ctx context.Context, v migrate.View) (*corev1.P
 	if err != nil {
 		return nil, err
 	}
+	overlay, fault, err := c.instances.overlay(ctx, v.VMI)
+	if err = errors.Join(err, fault); err != nil {
+		return nil, err
+	}
 	existing, err := claimsOf(ctx, c.cached, v.VMI.Namespace, v.VMI.Spec.Volumes)
 	if err != nil {
 		return nil, err
@@ -247,7 +252,8 @@ func (c *migrations) buildTarget(ctx context.Context, v migrate.View) (*corev1.P
 		claims[name] = launcherpod.Claim{Block: claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock}
 	}
 	r := launcherpod.Request{
-		Cluster: c.config.settings().Launcher, VMI: v.VMI, Claims: claims, NetworkResources: networks, Migration: targetOf(v.Migration, v.VMI),
+		Cluster: c.config.settings().Launcher, VMI: v.VMI, Claims: claims, NetworkResources: networks, Overlay: overlay,
+		Migration: targetOf(v.Migration, v.VMI),
 	}
 	pod, err := launcherpod.Build(r)
 	if err != nil || v.Source == nil || qemu.AcceleratorOf(pod) == qemu.AcceleratorOf(v.Source) {

@@ -291,14 +291,18 @@ func (l *theLab) startPods() error {
 // startManagement is what the agent does to a node: the management port with its routes, and masquerading.
 func (l *theLab) startManagement(n *labNode) error {
 	script := strings.NewReplacer("NODE", n.Name, "DIR", path(n.Name), "PORT", topology.ManagementPort(n.Name),
-		"MAC", podnetworks.MAC(podnetworks.Management(n.Subnets[0])).String())
+		"MAC", podnetworks.MAC(podnetworks.Management(n.Subnets[0])).String(),
+		"TENANTS4", tenantVIPs[0].String(), "TENANTS6", tenantVIPs[1].String(),
+		"ENTRY4", topology.EntryAddress(n.Subnets[0]).String(), "ENTRY6", topology.EntryAddress(n.Subnets[1]).String())
 	err := run(script.Replace(`
 ovs-vsctl --timeout=20 --db=unix:DIR/db.sock add-port br-int pb-mp0 -- set interface pb-mp0 type=internal 'mac="MAC"' external_ids:iface-id=PORT
 nsenter --net=/run/netns/NODE nft '
 add table inet egress
 add chain inet egress post { type nat hook postrouting priority 100; }
-add rule inet egress post oifname "br-phys" ip saddr { 10.128.0.0/14, 100.64.0.0/16 } masquerade
-add rule inet egress post oifname "br-phys" ip6 saddr { fd00:10:128::/48, fd98::/64 } masquerade
+add rule inet egress post oifname "br-phys" ip saddr { 10.128.0.0/14, 100.64.0.0/15 } masquerade
+add rule inet egress post oifname "br-phys" ip6 saddr { fd00:10:128::/48, fd98::/64, fd99::/64 } masquerade
+add rule inet egress post oifname "pb-mp0" ip daddr TENANTS4 snat ip to ENTRY4
+add rule inet egress post oifname "pb-mp0" ip6 daddr TENANTS6 snat ip6 to ENTRY6
 add rule inet egress post oifname "pb-mp0" masquerade'`))
 	if err != nil {
 		return err
@@ -307,7 +311,7 @@ add rule inet egress post oifname "pb-mp0" masquerade'`))
 	for i, subnet := range n.Subnets {
 		gateway := podnetworks.Gateway(subnet)
 		port.IPs = append(port.IPs, netip.PrefixFrom(podnetworks.Management(subnet), subnet.Bits()))
-		for _, dest := range []netip.Prefix{l.settings.ClusterCIDRs[i], l.settings.ServiceCIDRs[i], topology.Transit()[i]} {
+		for _, dest := range []netip.Prefix{l.settings.ClusterCIDRs[i], l.settings.ServiceCIDRs[i], topology.Transit()[i], topology.Entry()[i]} {
 			port.Routes = append(port.Routes, link.Route{Dest: dest, Via: gateway})
 		}
 	}

@@ -79,6 +79,27 @@ func Open(path string) (*os.File, error) {
 	return file, nil
 }
 
+// New makes a namespace with its loopback down. It lives as long as the file is open, or a process or a socket is in it.
+func New() (*os.File, error) {
+	made := make(chan error, 1)
+	var file *os.File
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is in the new namespace and ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			file, err = os.Open(Own)
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		return nil, fmt.Errorf("make a network namespace: %w", err)
+	}
+	return file, nil
+}
+
+// Path is a path of an open namespace that every thread of this process can open.
+func Path(file *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), file.Fd()) }
+
 // Exists says whether there is a network namespace at path.
 func Exists(path string) bool {
 	file, err := Open(path)

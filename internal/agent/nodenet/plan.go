@@ -36,6 +36,7 @@ type Plan struct {
 	MTU      int
 	Routes   []netip.Prefix // reached through the gateway of their family
 	Overlay  []netip.Prefix // ranges inside: their addresses must not leave the node unmasqueraded
+	Entries  []netip.Addr   // the node's addresses towards tenants' services
 }
 
 // NewPlan computes the plan from the node object. The result has one address per family of the settings.
@@ -50,14 +51,15 @@ func NewPlan(s settings.Settings, node *corev1.Node) (Plan, error) {
 	}
 	p := Plan{Logical: topology.ManagementPort(node.Name), MTU: s.PodMTU}
 	p.Overlay = append(p.Overlay, s.ClusterCIDRs...)
-	for _, transit := range topology.Transit() {
-		if slices.ContainsFunc(s.ClusterCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() == transit.Addr().Is4() }) {
-			p.Overlay = append(p.Overlay, transit)
+	for _, inside := range append(topology.Transit(), topology.Entry()...) {
+		if slices.ContainsFunc(s.ClusterCIDRs, func(c netip.Prefix) bool { return c.Addr().Is4() == inside.Addr().Is4() }) {
+			p.Overlay = append(p.Overlay, inside)
 		}
 	}
 	p.Routes = append(append(p.Routes, p.Overlay...), s.ServiceCIDRs...)
 	for _, subnet := range subnets {
 		p.Gateways = append(p.Gateways, podnetworks.Gateway(subnet))
+		p.Entries = append(p.Entries, topology.EntryAddress(subnet))
 		p.IPs = append(p.IPs, netip.PrefixFrom(podnetworks.Management(subnet), subnet.Bits()))
 	}
 	p.MAC = podnetworks.MAC(p.IPs[0].Addr()).String()

@@ -48,6 +48,7 @@ var families = []family{
 func Rules(p Plan, services []service, hostPorts []hostPort, legs []netip.Addr) Ruleset {
 	r := Ruleset{Chains: map[string]Chain{}, Maps: map[string]Map{}}
 	for _, f := range families {
+		r.Maps["tenant-ips"+f.suffix] = Map{Type: f.addrType, Elements: map[string]string{}}
 		r.Maps["overlay"+f.suffix] = Map{Type: f.addrType, Interval: true, Elements: rangesOf(f, p.Overlay)}
 		target := f.addrType + " . inet_service"
 		byIP, byPort := f.addrType+" . inet_proto . inet_service : ", "inet_proto . inet_service : "
@@ -109,6 +110,9 @@ func (r Ruleset) addFixedChains(p Plan) {
 			fmt.Sprintf("%s dnat %s to meta l4proto . th dport map @ports%s", atNode, f.ip, f.suffix))
 		output = append(output, byIP+" vmap @cluster-ips"+f.suffix)
 		toWorld = append(toWorld, fmt.Sprintf("%s saddr @overlay%s %s daddr != @overlay%s masquerade fully-random", f.ip, f.suffix, f.ip, f.suffix))
+		if entry, ok := addrOf(f, p.Entries); ok {
+			toPodsRules = append(toPodsRules, fmt.Sprintf("%s daddr @tenant-ips%s snat %s to %s", f.ip, f.suffix, f.ip, entry))
+		}
 		// Pods answer what comes from the node's address to the node it came through.
 		if own, ok := p.ip(f.is4); ok {
 			toPodsRules = append(toPodsRules, fmt.Sprintf("%s saddr != %s snat %s to %s", f.ip, own, f.ip, own))
@@ -131,6 +135,9 @@ func (r Ruleset) addService(p Plan, f family, s service) {
 	clusterIP, ok := addrOf(f, s.clusterIPs)
 	if !ok {
 		return
+	}
+	if s.tenant {
+		r.Maps["tenant-ips"+f.suffix].Elements[clusterIP.String()] = ""
 	}
 	for _, port := range s.ports {
 		e := exposure{Ruleset: r, plan: p, family: f, service: s, port: port, clusterIP: clusterIP}

@@ -117,7 +117,7 @@ func (w *Taps) wired(nic NIC, i podnet.Interface) *Wired {
 	for _, ip := range i.IPs {
 		wired.IPs = append(wired.IPs, ip.Addr())
 	}
-	if w.Dial != nil && len(wired.IPs) > 0 {
+	if w.Dial != nil && len(wired.IPs) > 0 && len(i.Gateways) > 0 {
 		wired.Dial = func(ctx context.Context, proto string, port uint16) (net.Conn, error) {
 			return dialEach(wired.IPs, func(ip netip.Addr) (net.Conn, error) { return w.Dial(ctx, i, proto, netip.AddrPortFrom(ip, port)) })
 		}

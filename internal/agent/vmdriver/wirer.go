@@ -205,11 +205,30 @@ func (d *Driver) wirerOf(nic NIC) (Wirer, error) {
 		return nil, err
 	}
 	wirer := d.Wirers[bindingOf(nic.Interface)]
+	if wirer == nil && nic.Interface.Binding != nil && d.managedTap(nic.Interface.Binding.Name) {
+		wirer = d.Wirers[BindingL2Bridge]
+	}
 	if wirer == nil {
 		return nil, final(fmt.Errorf("interface %q: this node cannot wire the binding %q; use masquerade on the pod network or bridge on another",
 			nic.Interface.Name, bindingOf(nic.Interface)))
 	}
 	return wirer, nil
+}
+
+// managedTap asks the cluster's KubeVirt whether a binding plugin is registered with that attachment type.
+func (d *Driver) managedTap(plugin string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	var all virtv1.KubeVirtList
+	if d.Live == nil || d.Live.List(ctx, &all) != nil {
+		return false
+	}
+	for _, kv := range all.Items {
+		if network := kv.Spec.Configuration.NetworkConfiguration; network != nil && network.Binding[plugin].DomainAttachmentType == virtv1.ManagedTap {
+			return true
+		}
+	}
+	return false
 }
 
 // OpenNIC joins one more NIC of a machine that runs in the pod to its network: the first half of plugging it in. The pod must be

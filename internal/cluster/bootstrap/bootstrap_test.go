@@ -35,6 +35,7 @@ func TestObjectsAreApplicableAndUnique(t *testing.T) {
 		"ClusterRole patchbay:controller", "ClusterRoleBinding patchbay:controller",
 		"ClusterRole patchbay:agent", "ClusterRoleBinding patchbay:agent",
 		"ClusterRole patchbay:dns", "ClusterRoleBinding patchbay:dns",
+		"ClusterRole patchbay:networks:admin", "ClusterRole patchbay:networks:view",
 		"ClusterRole patchbay:agent:node-1", "ClusterRoleBinding patchbay:agent:node-1",
 		"ClusterRole patchbay:agent:node-2", "ClusterRoleBinding patchbay:agent:node-2",
 	}

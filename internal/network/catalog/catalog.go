@@ -248,7 +248,7 @@ func (c *Catalog) Network(name string) (topology.Network, bool) {
 		out.Subnets = append(out.Subnets, s.CIDR)
 	}
 	if n.Role == podnetworks.Primary {
-		out.Gateways, _ = Infrastructure(n.Network)
+		out.Gateways, out.Management = n.Kept()
 		out.Namespaces = n.namespaces()
 	}
 	return out, true

@@ -80,8 +80,8 @@ func SettingsFrom(launcherImage string, c virtv1.KubeVirtConfiguration) Settings
 	s := Settings{
 		Launcher: launcherpod.Cluster{
 			LauncherImage: launcherImage,
-			// The bindings that the agent knows by itself need no registration.
-			Plugins: map[string]virtv1.InterfaceBindingPlugin{"l2bridge": {}, "passt": {}},
+			// The binding of tenants' networks needs no registration; that of passt is an administrator's decision.
+			Plugins: map[string]virtv1.InterfaceBindingPlugin{"l2bridge": {}},
 		},
 		LiveUpdate: c.VMRolloutStrategy == nil || *c.VMRolloutStrategy == virtv1.VMRolloutStrategyLiveUpdate,
 	}

@@ -196,7 +196,8 @@ func (s *vmiStep) buildPod() (*corev1.Pod, error) {
 		}
 	}
 	if errors.Is(s.view.OverlayFault, attachment.ErrAwaited) {
-		s.after = createRetry // its event comes before
+		s.clearFailure(reasonFailedCreate) // what was missing is there
+		s.after = createRetry              // its event comes before
 		return nil, nil
 	}
 	if s.view.OverlayFault != nil {
