@@ -61,7 +61,7 @@ func newWorld(t *testing.T, forbid string, objects ...client.Object) *world {
 			if review, ok := o.(*authorizationv1.SubjectAccessReview); ok {
 				a := review.Spec.ResourceAttributes
 				asked := a.Verb + " " + a.Resource + "/" + a.Subresource
-				review.Status.Allowed = review.Spec.User == "alice" && asked != forbid
+				review.Status.Allowed = review.Spec.User == "alice" && asked != forbid && asked+" in "+a.Namespace != forbid
 				return nil
 			}
 			return c.Create(ctx, o, opts...)

@@ -206,6 +206,28 @@ func TestAgentIsAsked(t *testing.T) {
 	}
 }
 
+// A tunnel's target may carry its namespace behind a dot.
+func TestDottedTargets(t *testing.T) {
+	objects := []client.Object{vm(t, "web", "spec: {runStrategy: Always"+template), vmi(t, "web", up+"}"), vmi(t, "web.x", up+"}")}
+	w := newWorld(t, "", objects...)
+	for request, want := range map[string]string{
+		"/v1/namespaces/home/virtualmachines/web.shop/portforward/22":           "GET /v1/namespaces/shop/virtualmachineinstances/web/portforward/22/tcp",
+		"/v1/namespaces/home/virtualmachineinstances/web.shop/portforward/22":   "GET /v1/namespaces/shop/virtualmachineinstances/web/portforward/22/tcp",
+		"/v1/namespaces/shop/virtualmachineinstances/web.x/portforward/22":      "GET /v1/namespaces/shop/virtualmachineinstances/web.x/portforward/22/tcp",
+		"/v1/namespaces/home/virtualmachineinstances/web.x.shop/portforward/22": "GET /v1/namespaces/shop/virtualmachineinstances/web.x/portforward/22/tcp",
+	} {
+		code, _, body := w.do(t, "alice", "GET", request, "")
+		equal(t, request, []any{200, want}, []any{code, body})
+		<-w.agent.Seen
+	}
+	code, kind, body := w.do(t, "alice", "GET", "/v1/namespaces/home/virtualmachines/nobody.shop/portforward/22", "")
+	equal(t, "a stranger's name", []any{404, `virtualmachine.kubevirt.io "nobody" not found`}, []any{code, message(t, kind, body)})
+	w = newWorld(t, "get virtualmachines/portforward in shop", objects...)
+	if code, _, body := w.do(t, "alice", "GET", "/v1/namespaces/home/virtualmachines/web.shop/portforward/22", ""); code != 403 {
+		t.Errorf("without the right to the other namespace: %d %s", code, body)
+	}
+}
+
 func TestStreams(t *testing.T) {
 	w := newWorld(t, "", vm(t, "web", "spec: {runStrategy: Always"+template), vmi(t, "web", up+"}"))
 	base := "ws" + strings.TrimPrefix(w.server.URL, "http") + "/apis/" + Group + "/v1/namespaces/shop/"

@@ -3,6 +3,7 @@ package chapter9
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -280,6 +281,34 @@ func awaitVMCondition(t *testing.T, namespace, name string, kind virtv1.VirtualM
 	})
 }
 
+// tunnelled runs virtctl until the first bytes that it prints are those of an SSH server.
+func tunnelled(ctx context.Context, user *local.Client, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	command := user.Command(ctx, "virtctl", args...)
+	in, err := command.StdinPipe() // which stays open: its end would be the tunnel's
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := command.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := command.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		cancel()
+		_ = command.Wait() // ended by us
+	}()
+	banner := make([]byte, 4)
+	if _, err := io.ReadFull(out, banner); err != nil || string(banner) != "SSH-" {
+		return fmt.Errorf("the first bytes are %q, %v", banner, err)
+	}
+	return nil
+}
+
 // SSH.2-C5 and SSH.4 to SSH.6: the ways to a guest.
 func TestWaysToSSH(t *testing.T) {
 	ns := cluster.Namespace(t)
@@ -288,10 +317,6 @@ func TestWaysToSSH(t *testing.T) {
 	cluster.Apply(t, ns, accessManifest, accessValues("example-vm", "Always", "{noCloud: {}}", public))
 	box := pod(t, ns, "peer", "node-2")
 	awaitSSH(t, user, ns, key, "cloud-user@vm/example-vm")
-	ssh := func(args ...string) (string, error) {
-		out, err := user.Run(t.Context(), "", "ssh", append(append(user.SSHOptions(), "-i", key), args...)...)
-		return strings.TrimSpace(out), err
-	}
 	t.Run("SSH.2-C5 without agent credentials the guest keeps its own keys", func(t *testing.T) {
 		for _, c := range cluster.Running(t, ns, "example-vm").Status.Conditions {
 			if c.Type == virtv1.VirtualMachineInstanceAccessCredentialsSynchronized {
@@ -374,27 +399,9 @@ func TestWaysToSSH(t *testing.T) {
 		}
 	})
 	t.Run("SSH.5-C3 stdio carries the tunnel's bytes only", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), soon)
-		defer cancel()
-		command := user.Command(ctx, "virtctl", "port-forward", "--stdio=true", "vm/example-vm/"+ns, "22")
-		in, err := command.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
+		if err := tunnelled(t.Context(), user, "port-forward", "--stdio=true", "vm/example-vm/"+ns, "22"); err != nil {
+			t.Error(err)
 		}
-		out, err := command.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := command.Start(); err != nil {
-			t.Fatal(err)
-		}
-		banner := make([]byte, 4)
-		if _, err := out.Read(banner); err != nil || string(banner) != "SSH-" {
-			t.Errorf("the first bytes are %q, %v", banner, err)
-		}
-		in.Close()
-		cancel()
-		_ = command.Wait() // ended by us
 		if out, err := user.Run(t.Context(), "", "virtctl", "port-forward", "--stdio=true", "vm/example-vm/"+ns, "22", "80"); err == nil || !strings.Contains(err.Error(), "only one port supported") {
 			t.Errorf("two ports: %s", local.Failed(out, err))
 		}
@@ -409,19 +416,10 @@ func TestWaysToSSH(t *testing.T) {
 			t.Fatal(err)
 		}
 		cluster.Eventually(t, soon, "the role", func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			defer cancel()
-			out, err := user.Run(ctx, "", "virtctl", as...)
-			if !strings.HasPrefix(out, "SSH-") && err == nil {
-				err = fmt.Errorf("printed %q", out)
-			}
-			if strings.HasPrefix(out, "SSH-") {
-				return nil
-			}
-			return err
+			return tunnelled(t.Context(), user, as...)
 		})
 	})
-	t.Run("SSH.6-K1 expose makes a Service", func(t *testing.T) { checkExpose(t, user, ns, box, ssh) })
+	t.Run("SSH.6-K1 expose makes a Service", func(t *testing.T) { checkExpose(t, user, ns, box, key) })
 	t.Run("9.1.7-C1 virtctl, ssh config and Service reached the same guest", func(t *testing.T) {
 		if !cluster.Running(t, ns, "example-vm").IsRunning() {
 			t.Error("it does not run any more")

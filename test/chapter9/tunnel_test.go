@@ -77,7 +77,7 @@ func checkForwarding(t *testing.T, user *local.Client, namespace string) {
 }
 
 // checkExpose makes Services of every type and connects to what they offer.
-func checkExpose(t *testing.T, user *local.Client, namespace string, box toolbox, ssh func(...string) (string, error)) {
+func checkExpose(t *testing.T, user *local.Client, namespace string, box toolbox, key string) {
 	expose := func(args ...string) (string, error) {
 		return user.Run(t.Context(), "", "virtctl", append([]string{"-n", namespace, "expose"}, args...)...)
 	}
@@ -134,10 +134,10 @@ func checkExpose(t *testing.T, user *local.Client, namespace string, box toolbox
 				continue
 			}
 			// The node's address belongs to the network that joins the nodes: enter it there.
-			via := fmt.Sprintf("ProxyCommand=nsenter --net=/run/netns/pb-%s-fabric nc %%h %%p", cluster.Name)
+			ssh := append(append([]string{"ssh"}, user.SSHOptions()...), "-i", key, "-p", strconv.Itoa(int(node)), "cloud-user@"+address.Address, "hostname")
 			cluster.Eventually(t, soon, "ssh to a node's port", func() error {
-				out, err := ssh("-o", via, "-p", strconv.Itoa(int(node)), "cloud-user@"+address.Address, "hostname")
-				if err == nil && out != "example-vm" {
+				out, err := cluster.InNode(t.Context(), "fabric", ssh...)
+				if err == nil && strings.TrimSpace(out) != "example-vm" {
 					err = fmt.Errorf("it is %q", out)
 				}
 				return err
