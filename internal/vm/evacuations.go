@@ -62,12 +62,13 @@ func ofMigration(_ context.Context, o client.Object) []ctrl.Request {
 
 // Reconcile looks at one instance.
 func (c *evacuations) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	step, vmi, err := c.decide(ctx, c.cached, req.NamespacedName)
+	step, _, err := c.decide(ctx, c.cached, req.NamespacedName)
 	if err != nil || step.VMI == nil && step.Create == nil {
 		return ctrl.Result{}, err
 	}
 	// What is made once is decided on what the API server has.
-	if step, vmi, err = c.decide(ctx, c.live, req.NamespacedName); err != nil {
+	step, vmi, err := c.decide(ctx, c.live, req.NamespacedName)
+	if err != nil {
 		return ctrl.Result{}, err
 	}
 	var actions []lifecycle.Action

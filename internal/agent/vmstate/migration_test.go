@@ -33,7 +33,6 @@ type duo struct {
 	version        int
 	versions       map[*virtv1.VirtualMachineInstance]int
 	gave           bool // the durable note
-	said           bool // the target has heard Go
 	now            time.Time
 	story          []string
 }
