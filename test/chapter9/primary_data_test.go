@@ -168,6 +168,7 @@ func TestPrimaryNetworkData(t *testing.T) {
 		first.Run(fmt.Sprintf("ping -6 -c1 -W5 -s %d %s", n-48, two[1]))
 	})
 	testTenantReach(t, ns, first, box, one)
+	testTenantNames(t, ns, first, box, two)
 	testTenantAccess(t, user, ns, key)
 	t.Run("9.3.2.2-C8 claims hold the addresses", func(t *testing.T) {
 		var claim ipamclaimsv1alpha1.IPAMClaim
