@@ -72,23 +72,15 @@ func TestPhysicalNetworks(t *testing.T) {
 	t.Run("9.1-C9 bridged to a physical network, with and without VLAN", func(t *testing.T) {
 		for address, tag := range map[string]string{"192.168.60.2": "", "192.168.61.2": "vlan 100"} {
 			answersFrom(t, guest, "the machine", address)
-			capture := make(chan string, 1)
-			go func() {
-				out, _ := cluster.InNode(t.Context(), "node-2", "timeout", "10", "tcpdump", "-c2", "-e", "-nni", "eth1", "icmp or (vlan and icmp)")
-				capture <- out
-			}()
-			guest.Run("ping -c20 -i0.5 -W1 " + address)
-			if out := <-capture; out == "" || strings.Contains(out, "vlan") != (tag != "") || !strings.Contains(out, tag) {
+			out := captured(t, guest, address, "eth1", "icmp or (vlan and icmp)")
+			if out == "" || strings.Contains(out, "vlan") != (tag != "") || !strings.Contains(out, tag) {
 				t.Errorf("to %s, want the tag %q on the wire: %s", address, tag, out)
 			}
 		}
 	})
 	t.Run("9.1-C12 on NICs of their own, or on the network that joins the nodes", func(t *testing.T) {
-		for _, address := range []string{"172.30.0.202", "172.30.0.1"} {
+		for _, address := range []string{"192.168.60.2", "172.30.0.202", "172.30.0.1"} { // the last one is no node
 			answersFrom(t, guest, "the machine", address)
-		}
-		if out, err := guest.Try("ping -c2 -W2 -I eth0 172.30.0.202"); err == nil {
-			t.Errorf("the network of the second card leads to the nodes' network: %s", out)
 		}
 	})
 }
