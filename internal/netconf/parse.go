@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/version"
+
 	"patchbay/internal/podnetworks"
 )
 
@@ -105,17 +107,18 @@ func (c config) checkNames(definition string) error {
 		return fmt.Errorf("name %q is not a network's name; use letters, digits, dots, hyphens and underscores, beginning with a letter or digit", c.Name)
 	case c.Name == podnetworks.Default || c.Name == "ovn-kubernetes":
 		return fmt.Errorf("name %q is reserved for the cluster's default network; choose another", c.Name)
+	case c.CNIVersion != "" && !slices.Contains(version.All.SupportedVersions(), c.CNIVersion):
+		return fmt.Errorf("cniVersion %q is not known; write 0.3.1 or one of %s", c.CNIVersion, strings.Join(version.All.SupportedVersions(), ", "))
 	case c.hasIPAM():
 		return errors.New("IPAM key is not supported. Use OVN-K provided IPAM via the `subnets` attribute")
 	}
 	return nil
 }
 
+// hasIPAM tells whether addresses are asked for in another plugin's way, complete or not: a subnet without a type would be ignored.
 func (c config) hasIPAM() bool {
-	var ipam struct {
-		Type string `json:"type"`
-	}
-	return len(c.IPAM) > 0 && (json.Unmarshal(c.IPAM, &ipam) != nil || ipam.Type != "")
+	var ipam map[string]json.RawMessage
+	return len(c.IPAM) > 0 && (json.Unmarshal(c.IPAM, &ipam) != nil || len(ipam) > 0)
 }
 
 // network converts every field by itself; what fields mean together is validate's.

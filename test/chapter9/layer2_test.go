@@ -87,6 +87,10 @@ type attached struct {
 
 func (a attached) apply(t *testing.T, namespace string) string {
 	t.Helper()
+	return cluster.Apply(t, namespace, attachedManifest, a.values())
+}
+
+func (a attached) values() map[string]string {
 	var interfaces, networks []string
 	for _, nic := range a.nics {
 		name, nad, _ := strings.Cut(nic, "=")
@@ -102,10 +106,18 @@ func (a attached) apply(t *testing.T, namespace string) string {
 	if data == "" {
 		data = "version: 2\n"
 	}
-	return cluster.Apply(t, namespace, attachedManifest, map[string]string{
+	return map[string]string{
 		"name": a.name, "node": a.node, "interfaces": "[" + strings.Join(interfaces, ", ") + "]", "networks": "[" + strings.Join(networks, ", ") + "]",
 		"networkData": "              " + strings.ReplaceAll(strings.TrimSpace(data), "\n", "\n              "),
-	})
+	}
+}
+
+// applyInstance makes the instance alone, without a VirtualMachine.
+func (a attached) applyInstance(t *testing.T, namespace string) {
+	t.Helper()
+	head, spec, _ := strings.Cut(attachedManifest, "    spec:\n")
+	head = strings.Replace(head[:strings.Index(head, "spec:")], "kind: VirtualMachine", "kind: VirtualMachineInstance", 1)
+	cluster.Apply(t, namespace, head+"spec:\n"+strings.ReplaceAll("\n"+spec, "\n    ", "\n")[1:], a.values())
 }
 
 func static(device, address string) string {
@@ -181,6 +193,19 @@ func TestLayer2(t *testing.T) {
 		first.Eventually(cluster, boot, "ping -c2 -W3 192.168.100.2", contains(" 0% packet loss"))
 		second.Eventually(cluster, soon, "ping -c2 -W3 192.168.100.1", contains(" 0% packet loss"))
 	})
+	t.Run("9.1.4-C3 over Geneve between the nodes", func(t *testing.T) { seesGeneve(t, first, "192.168.100.2") })
+	t.Run("9.1.4-C6 cloud-init sets a secondary interface's address", func(t *testing.T) {
+		first.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 192.168.100.1/24"))
+	})
+	t.Run("9.1.4-C7 the guest agent tells the address", func(t *testing.T) {
+		cluster.Eventually(t, boot, "the address in the list of instances", func() error {
+			out, err := cluster.Kubectl(t.Context(), "get", "vmi", "app-01", "-n", ns, "-o", "jsonpath={.status.interfaces[0].ipAddress} {.status.interfaces[0].infoSource}")
+			if err == nil && (!strings.HasPrefix(out, "192.168.100.1 ") || !strings.Contains(out, "guest-agent")) {
+				err = fmt.Errorf("it says %q", out)
+			}
+			return err
+		})
+	})
 	t.Run("9.5.1.1-C2 definitions of one network name join VMs of two namespaces", func(t *testing.T) {
 		second.Eventually(cluster, boot, "ping -c2 -W3 192.168.100.1", contains(" 0% packet loss"))
 	})
@@ -204,7 +229,8 @@ func TestLayer2(t *testing.T) {
 			t.Errorf("the guest's MTU is %s", out)
 		}
 	})
-	attached{name: "plain", node: "node-2", nics: []string{"plain=plain"}}.apply(t, ns)
+	attached{name: "plain", node: "node-2", nics: []string{"plain=plain", "shared=" + other + "/also-blue"}, data: static("eth1", "192.168.100.3/24")}.applyInstance(t, ns)
+	peer := podOn(t, ns, "peer", "node-1", "blue-l2,plain")
 	t.Run("9.5.1.1-C6 without an MTU it is the underlay's less the overlay's", func(t *testing.T) {
 		guest := cluster.Guest(t, ns, "plain")
 		want := cluster.LauncherPod(t, cluster.Running(t, ns, "plain"))
@@ -223,8 +249,44 @@ func TestLayer2(t *testing.T) {
 			t.Errorf("status has %v", ips)
 		}
 	})
+	t.Run("9.5.2.1-C7 a definition of another namespace", func(t *testing.T) {
+		first.Eventually(cluster, boot, "ping -c2 -W3 192.168.100.3", contains(" 0% packet loss"))
+	})
+	t.Run("9.1.1-C3 definitions attach pods, VMs and instances to several networks", func(t *testing.T) {
+		for _, address := range []string{"192.168.100.4/24 dev net1", "192.168.101.4/24 dev net2"} {
+			peer.must("ip addr add " + address)
+		}
+		guest := cluster.Guest(t, ns, "plain")
+		guest.Run("ip addr add 192.168.101.3/24 dev eth0")
+		for _, ip := range []string{"192.168.100.1", "192.168.100.2", "192.168.100.3", "192.168.101.3"} {
+			cluster.Eventually(t, soon, "the pod reaches "+ip, func() error { return peer.pings(ip) })
+		}
+	})
 	t.Run("9.5.2.1-C8 ports have no effect on a bridge interface", func(t *testing.T) {
 		second.Eventually(cluster, boot, "nc -z -w 3 192.168.100.1 22 && echo open", contains("open"))
+	})
+	t.Run("9.5.2.1-C5 an edited VM that runs needs a restart", func(t *testing.T) {
+		const mac, edit = "02:00:00:00:95:05", `[{"op":"add","path":"/spec/template/spec/domain/devices/interfaces/0/macAddress","value":"02:00:00:00:95:05"}]`
+		if out, err := cluster.Kubectl(t.Context(), "patch", "vm", "app-01", "-n", ns, "--type=json", "-p", edit); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		awaitVMCondition(t, ns, "app-01", virtv1.VirtualMachineRestartRequired)
+		if now := first.Run("cat /sys/class/net/eth0/address"); now == mac {
+			t.Error("the NIC changed while the VM ran")
+		}
+		if out, err := cluster.NewClient(t).Run(t.Context(), "", "virtctl", "restart", "app-01", "-n", ns); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		awaitNoVMCondition(t, ns, "app-01", virtv1.VirtualMachineRestartRequired)
+		cluster.Eventually(t, boot, "the VM with its new MAC address", func() error {
+			if err := peer.pings("192.168.100.1"); err != nil {
+				return err
+			}
+			if out := peer.must("ip neigh show 192.168.100.1"); !strings.Contains(out, mac) {
+				return fmt.Errorf("the neighbour is %s", out)
+			}
+			return nil
+		})
 	})
 }
 
@@ -274,6 +336,10 @@ func TestLayer2Addresses(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("9.1-C4 the pod network and further networks", func(t *testing.T) {
+		three.Eventually(cluster, boot, "ping -c1 -W3 "+node2IP(t), contains(" 0% packet loss"))
+		three.Eventually(cluster, boot, "ping -c1 -W3 192.168.50.1", contains(" 0% packet loss"))
+	})
 	t.Run("9.5.2.1-C2 several NICs, each on its network", func(t *testing.T) {
 		three.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("10.0.2.2/24"))
 		vmi := cluster.Running(t, ns, "three")
@@ -313,6 +379,15 @@ func TestOtherPlugins(t *testing.T) {
 		}
 		if out := peer.must("cat /sys/class/net/data0/address"); out != "02:00:00:00:aa:01" {
 			t.Errorf("the pod's MAC address is %s", out)
+		}
+	})
+	t.Run("9.1-C6 definitions have a plugin make the interface", func(t *testing.T) {
+		if ports := inNode(t, "node-1", "ip", "-o", "link", "show", "master", bridge); strings.Count(ports, "\n") != 1 {
+			t.Errorf("want a port for the VM and one for the pod on the bridge of the plugin: %s", ports)
+		}
+		status := statusOf(t, cluster.PodReady(t, ns, "peer"))
+		if last := status[len(status)-1]; last.Name != ns+"/lan" || last.Interface != "data0" || len(last.IPs) != 1 || !strings.HasPrefix(last.IPs[0], "10.77.0.") {
+			t.Errorf("network-status %+v", status)
 		}
 	})
 	t.Run("9.5.2.1-C3 a definition that does not exist is named", func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/test/local"
 )
 
 // bareManifest is a VM that says nothing about networks.
@@ -69,15 +71,7 @@ func TestOverview(t *testing.T) {
 		}
 	})
 	t.Run("9.1-C7 the default network is an overlay over the nodes' network", func(t *testing.T) {
-		capture := make(chan string, 1)
-		go func() {
-			out, _ := cluster.InNode(t.Context(), "node-2", "timeout", "10", "tcpdump", "-c2", "-nni", "eth0", "udp port 6081")
-			capture <- out
-		}()
-		guest.Run("ping -c20 -i0.5 -W1 " + ipv4(box.ips))
-		if out := <-capture; !strings.Contains(out, "Geneve") {
-			t.Errorf("no Geneve packets between the nodes: %q", out)
-		}
+		seesGeneve(t, guest, ipv4(box.ips))
 	})
 	t.Run("kinds, short names and columns", func(t *testing.T) {
 		vm, err := cluster.Kubectl(t.Context(), "get", "vms", "-n", ns)
@@ -92,4 +86,18 @@ func TestOverview(t *testing.T) {
 			t.Errorf("the IP %s is not in %q", vmi.Status.Interfaces[0].IP, out)
 		}
 	})
+}
+
+// seesGeneve checks that what a guest on node-1 sends to an address on node-2 is tunnelled.
+func seesGeneve(t *testing.T, guest *local.Guest, to string) {
+	t.Helper()
+	capture := make(chan string, 1)
+	go func() {
+		out, _ := cluster.InNode(t.Context(), "node-2", "timeout", "10", "tcpdump", "-c2", "-nni", "eth0", "udp port 6081")
+		capture <- out
+	}()
+	guest.Run("ping -c20 -i0.5 -W1 " + to)
+	if out := <-capture; !strings.Contains(out, "Geneve") {
+		t.Errorf("no Geneve packets between the nodes: %q", out)
+	}
 }

@@ -57,7 +57,10 @@ spec:
         - {name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}
         - name: seed
           cloudInitNoCloud:
-            userData: "#cloud-config\n"
+            userData: |
+              #cloud-config
+              user: cloud-user
+              ssh_authorized_keys: ["{{.key}}"]
             networkData: "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n    dhcp6: true\n"
 `
 
@@ -128,8 +131,10 @@ func (b toolbox) Try(command string) (string, error) { return b.run(command) }
 // 9.3: what passes on a primary network of two nodes, and how long addresses last.
 func TestPrimaryNetworkData(t *testing.T) {
 	ns := dataNamespace(t)
-	cluster.Apply(t, ns, tenantVM, map[string]string{"name": "one", "node": "node-1"})
-	cluster.Apply(t, ns, tenantVM, map[string]string{"name": "two", "node": "node-2"})
+	user := cluster.NewClient(t)
+	key, public := user.Key(t, "id_tenant")
+	cluster.Apply(t, ns, tenantVM, map[string]string{"name": "one", "node": "node-1", "key": public})
+	cluster.Apply(t, ns, tenantVM, map[string]string{"name": "two", "node": "node-2", "key": public})
 	box := pod(t, ns, "box", "node-2")
 	one, two := machineAddresses(t, ns, "one"), machineAddresses(t, ns, "two")
 	inBox := tenantAddresses(t, cluster.PodReady(t, ns, "box"))
@@ -162,6 +167,8 @@ func TestPrimaryNetworkData(t *testing.T) {
 		first.Run(fmt.Sprintf("ping -4 -c1 -W5 -s %d %s", n-28, two[0]))
 		first.Run(fmt.Sprintf("ping -6 -c1 -W5 -s %d %s", n-48, two[1]))
 	})
+	testTenantReach(t, ns, first, box, one)
+	testTenantAccess(t, user, ns, key)
 	t.Run("9.3.2.2-C8 claims hold the addresses", func(t *testing.T) {
 		var claim ipamclaimsv1alpha1.IPAMClaim
 		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "one.tenant"}, &claim); err != nil {
@@ -188,6 +195,7 @@ func TestPrimaryNetworkData(t *testing.T) {
 	})
 	t.Run("9.3.2.2-C8 addresses survive the controller", func(t *testing.T) {
 		killController(t)
+		first = cluster.Guest(t, ns, "one") // its console went through the controller
 		answersFrom(t, first, "machine one", two[0])
 		late := pod(t, ns, "late", "node-1")
 		got := tenantAddresses(t, cluster.PodReady(t, ns, late.name))

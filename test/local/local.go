@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -82,7 +83,7 @@ func (c *Cluster) connect(ctx context.Context) error {
 	}
 	c.Config.QPS, c.Config.Burst = 200, 400
 	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), virtv1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), virtv1.AddToScheme(scheme), ipamclaimsv1alpha1.AddToScheme(scheme)); err != nil {
 		return err
 	}
 	c.Client, err = client.New(c.Config, client.Options{Scheme: scheme})
