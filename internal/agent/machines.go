@@ -51,7 +51,7 @@ func addMachines(ctx context.Context, h *Host) error {
 		Client:      h.Manager.GetClient(),
 		Live:        h.Manager.GetAPIReader(),
 		Pods:        h.Pods,
-		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Guard, Dial: dialOverlay(reach)},
+		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Workloads, Dial: dialOverlay(reach)},
 		Wirers: map[string]vmdriver.Wirer{
 			vmdriver.BindingMasquerade: masquerade,
 			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
