@@ -36,19 +36,32 @@ func objects() map[string][]runtime.Object {
 	return map[string][]runtime.Object{
 		"/api/v1/namespaces": {&corev1.Namespace{TypeMeta: kind("Namespace"), ObjectMeta: metav1.ObjectMeta{Name: "red", ResourceVersion: "1"}}},
 		"/api/v1/pods": {&corev1.Pod{TypeMeta: kind("Pod"), ObjectMeta: meta("db-0"), Status: corev1.PodStatus{
-			PodIP: "10.128.0.5", PodIPs: []corev1.PodIP{{IP: "10.128.0.5"}, {IP: "fd00:10:128::5"}}}}},
+			PodIP: "10.128.0.5", PodIPs: []corev1.PodIP{{IP: "10.128.0.5"}, {IP: "fd00:10:128::5"}}}},
+			tenantPod(kind("Pod"), meta("own-0"))},
 		"/api/v1/services": {
 			&corev1.Service{TypeMeta: kind("Service"), ObjectMeta: meta("web"), Spec: corev1.ServiceSpec{
 				Type: corev1.ServiceTypeClusterIP, ClusterIP: "10.96.1.2", ClusterIPs: []string{"10.96.1.2", "fd00:10:96::12"},
 				Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}}}},
+			&corev1.Service{TypeMeta: kind("Service"), ObjectMeta: meta("own"), Spec: corev1.ServiceSpec{
+				Type: corev1.ServiceTypeClusterIP, ClusterIP: corev1.ClusterIPNone, ClusterIPs: []string{corev1.ClusterIPNone}}},
 			&corev1.Service{TypeMeta: kind("Service"), ObjectMeta: meta("db"), Spec: corev1.ServiceSpec{
 				Type: corev1.ServiceTypeClusterIP, ClusterIP: corev1.ClusterIPNone, ClusterIPs: []string{corev1.ClusterIPNone}}},
 		},
 		"/apis/discovery.k8s.io/v1/endpointslices": {
+			slice("own", "own-4", discoveryv1.AddressTypeIPv4, endpoint("own-0", "10.128.0.7")),
+			slice("own", "own-6", discoveryv1.AddressTypeIPv6, endpoint("own-0", "fd00:10:128::7")),
 			slice("db", "db-4", discoveryv1.AddressTypeIPv4, endpoint("db-0", "10.128.0.5"), endpoint("db-1", "10.128.2.6")),
 			slice("db", "db-6", discoveryv1.AddressTypeIPv6, endpoint("db-0", "fd00:10:128::5")),
 		},
 	}
+}
+
+// tenantPod is a pod whose primary network is a tenant's, of IPv4 only.
+func tenantPod(kind metav1.TypeMeta, meta metav1.ObjectMeta) *corev1.Pod {
+	meta.Annotations = map[string]string{"k8s.ovn.org/pod-networks": `{
+		"default": {"ip_addresses": ["10.128.0.7/23", "fd00:10:128::7/64"], "mac_address": "0a:58:0a:80:00:07", "role": "infrastructure-locked"},
+		"red/net": {"ip_addresses": ["10.20.0.7/16"], "mac_address": "0a:58:0a:14:00:07", "role": "primary"}}`}
+	return &corev1.Pod{TypeMeta: kind, ObjectMeta: meta, Status: corev1.PodStatus{PodIP: "10.128.0.7", PodIPs: []corev1.PodIP{{IP: "10.128.0.7"}, {IP: "fd00:10:128::7"}}}}
 }
 
 // startAPI serves the objects by list and watch, and returns a kubeconfig for it.

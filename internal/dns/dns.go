@@ -70,6 +70,7 @@ func Corefile(c Config) (string, error) {
 		if n == 0 && c.Ready.IsValid() {
 			fmt.Fprintf(&out, "\tready %s\n", c.Ready)
 		}
+		out.WriteString(tenantsDirective(c.Kubeconfig))
 		fmt.Fprintf(&out, "\tkubernetes %s {\n\t\tkubeconfig %s\n\t\tpods verified\n\t\tttl 5\n%s\t}\n", strings.Join(zones, " "), c.Kubeconfig, elsewhere)
 		if len(c.Upstreams) > 0 {
 			// The cluster's own names come from memory anyway, and must not be stale.

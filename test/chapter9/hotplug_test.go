@@ -248,6 +248,15 @@ func TestHotPlug(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("9.1.4-C5 bridge interfaces on layer2 networks come and go", func(t *testing.T) {
+		t.Run("9.1.2-C2 by editing the VM", func(t *testing.T) {
+			applyPlug(t, ns, "app-01", "dyn-nic", "again=green-l2")
+			awaitNICs(t, ns, "app-01", "defaultnetwork", "dyn-nic", "again")
+			guest.Eventually(cluster, soon, "ls -d /sys/class/net/eth*", contains("eth2"))
+			applyPlug(t, ns, "app-01", "dyn-nic", "again=green-l2:absent")
+			awaitNICs(t, ns, "app-01", "defaultnetwork", "dyn-nic")
+		})
+	})
 	t.Run("9.6.3-C3 removing it from the spec does not unplug", func(t *testing.T) {
 		applyPlug(t, ns, "app-01")
 		awaitVMCondition(t, ns, "app-01", virtv1.VirtualMachineRestartRequired)

@@ -1,7 +1,6 @@
 package chapter9
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -10,7 +9,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -57,23 +55,11 @@ type isolated struct {
 
 func newIsolated(t *testing.T) isolated {
 	t.Helper()
-	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-", Labels: map[string]string{"k8s.ovn.org/primary-user-defined-network": ""}}}
-	if err := cluster.Client.Create(t.Context(), ns); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			cluster.Describe(context.Background(), t, ns.Name)
-		}
-		if _, err := cluster.Kubectl(context.Background(), "delete", "namespace", ns.Name, "--timeout=2m"); err != nil {
-			t.Errorf("delete namespace %s: %v", ns.Name, err)
-		}
-	})
-	out := isolated{namespace: ns.Name}
-	cluster.Apply(t, ns.Name, isolationManifest, nil)
+	out := isolated{namespace: tenantNamespace(t)}
+	cluster.Apply(t, out.namespace, isolationManifest, nil)
 	for _, node := range []string{"node-1", "node-2"} {
-		box := pod(t, ns.Name, "box-"+node, node)
-		box.ips = isolatedIPs(t, cluster.PodReady(t, ns.Name, box.name))
+		box := pod(t, out.namespace, "box-"+node, node)
+		box.ips = isolatedIPs(t, cluster.PodReady(t, out.namespace, box.name))
 		out.boxes = append(out.boxes, box)
 	}
 	return out

@@ -41,8 +41,12 @@ func run(m *testing.M) int {
 	if *keep {
 		return code
 	}
-	down, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	down, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
+	if err := cluster.Gone(down); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	if err := cluster.Down(down); err != nil {
 		fmt.Fprintln(os.Stderr, "remove the cluster:", err)
 		return 1

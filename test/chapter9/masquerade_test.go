@@ -151,6 +151,10 @@ func contains(part string) func(string) bool {
 	return func(s string) bool { return strings.Contains(s, part) }
 }
 
+func equals(want string) func(string) bool {
+	return func(s string) bool { return s == want }
+}
+
 func bracket(ip string) string {
 	if strings.Contains(ip, ":") {
 		return "[" + ip + "]"

@@ -91,13 +91,16 @@ func TestOverview(t *testing.T) {
 // seesGeneve checks that what a guest on node-1 sends to an address on node-2 is tunnelled.
 func seesGeneve(t *testing.T, guest *local.Guest, to string) {
 	t.Helper()
-	capture := make(chan string, 1)
-	go func() {
-		out, _ := cluster.InNode(t.Context(), "node-2", "timeout", "10", "tcpdump", "-c2", "-nni", "eth0", "udp port 6081")
-		capture <- out
-	}()
-	guest.Run("ping -c20 -i0.5 -W1 " + to)
-	if out := <-capture; !strings.Contains(out, "Geneve") {
+	if out := captured(t, guest, to, "eth0", "udp port 6081"); !strings.Contains(out, "Geneve") {
 		t.Errorf("no Geneve packets between the nodes: %q", out)
 	}
+}
+
+// captured returns the first packets that pass a filter on a card of node-2 while a guest pings somebody.
+func captured(t *testing.T, guest *local.Guest, to, card, filter string) string {
+	t.Helper()
+	guest.Run("ping -c40 -i0.5 -W1 " + to + " >/dev/null 2>&1 &")
+	out, _ := cluster.InNode(t.Context(), "node-2", "timeout", "15", "tcpdump", "-c2", "-e", "-nni", card, filter) // prints nothing when nothing came
+	guest.Run("killall ping 2>/dev/null; true")
+	return out
 }

@@ -1,7 +1,6 @@
 package chapter9
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,11 +8,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -67,22 +64,9 @@ spec:
 // dataNamespace is a namespace with a primary network of its own.
 func dataNamespace(t *testing.T) string {
 	t.Helper()
-	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "data-", Labels: map[string]string{"k8s.ovn.org/primary-user-defined-network": ""}}}
-	if err := cluster.Client.Create(t.Context(), ns); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-		defer cancel()
-		if t.Failed() {
-			cluster.Describe(ctx, t, ns.Name)
-		}
-		if _, err := cluster.Kubectl(ctx, "delete", "namespace", ns.Name, "--timeout=150s"); err != nil {
-			t.Errorf("delete namespace %s: %v", ns.Name, err)
-		}
-	})
-	cluster.Apply(t, ns.Name, tenantManifest, nil)
-	return ns.Name
+	ns := tenantNamespace(t)
+	cluster.Apply(t, ns, tenantManifest, nil)
+	return ns
 }
 
 // tenantAddresses are a pod's addresses on its primary network, by its annotation: IPv4 and IPv6.
@@ -168,6 +152,7 @@ func TestPrimaryNetworkData(t *testing.T) {
 		first.Run(fmt.Sprintf("ping -6 -c1 -W5 -s %d %s", n-48, two[1]))
 	})
 	testTenantReach(t, ns, first, box, one)
+	testTenantNames(t, ns, first, box, two)
 	testTenantAccess(t, user, ns, key)
 	t.Run("9.3.2.2-C8 claims hold the addresses", func(t *testing.T) {
 		var claim ipamclaimsv1alpha1.IPAMClaim

@@ -47,6 +47,38 @@ func testTenantReach(t *testing.T, ns string, guest *local.Guest, box toolbox, i
 	})
 }
 
+const headlessManifest = `
+apiVersion: v1
+kind: Service
+metadata: {name: {{.name}}}
+spec:
+  clusterIP: None
+  ipFamilyPolicy: PreferDualStack
+  selector: {vm.kubevirt.io/name: {{.selects}}}
+  ports: [{name: http, port: 80}]
+`
+
+// testTenantNames checks that a headless service leads to the addresses that machines have on the network.
+func testTenantNames(t *testing.T, ns string, guest *local.Guest, box toolbox, two []string) {
+	t.Run("9.3-C9 headless services", func(t *testing.T) {
+		cluster.Apply(t, ns, headlessManifest, map[string]string{"name": "direct", "selects": "two"})
+		name := "direct." + ns + ".svc.cluster.local"
+		for _, ip := range two {
+			guest.Eventually(cluster, soon, "nslookup "+name, contains(ip))
+		}
+		if out := guest.Run("nslookup " + name); strings.Contains(out, "10.128.") || strings.Contains(out, "fd00:10:128:") {
+			t.Errorf("the name also leads to the default network: %s", out)
+		}
+		cluster.Eventually(t, soon, "the page of machine two by its service's name", func() error {
+			page, err := box.run("curl -sfm5 http://" + name + "/hostname")
+			if err == nil && page != "two" {
+				err = fmt.Errorf("the page says %q", page)
+			}
+			return err
+		})
+	})
+}
+
 // testTenantAccess checks that the API's tunnels lead to machines on a primary network, on whichever node they are.
 func testTenantAccess(t *testing.T, user *local.Client, ns, key string) {
 	t.Run("9.3-C7 virtctl ssh", func(t *testing.T) {

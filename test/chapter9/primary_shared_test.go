@@ -15,10 +15,10 @@ var movableTenantVM = strings.Replace(tenantVM, "      nodeSelector: {kubernetes
 
 // 9.3.2.3: machines of several namespaces on one network, and one of them moves.
 func TestSharedPrimaryNetwork(t *testing.T) {
+	primaryCUDN(t, "c9-shared", "{matchLabels: {shares: c9-shared}}", "203.203.0.0/16, fd00:203::/64") // first: it goes when nobody uses it
 	a, b := tenantPair(t, "shares", "c9-shared")
 	stranger := newIsolated(t)
 	plain := pod(t, cluster.Namespace(t), "plain", "node-1")
-	primaryCUDN(t, "c9-shared", "{matchLabels: {shares: c9-shared}}", "203.203.0.0/16, fd00:203::/64")
 	cluster.Apply(t, a, movableTenantVM, map[string]string{"name": "mover", "key": ""})
 	cluster.Apply(t, b, tenantVM, map[string]string{"name": "peer", "node": "node-2", "key": ""})
 	box := pod(t, b, "box", "node-1")

@@ -10,9 +10,6 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"patchbay/test/local"
 )
 
@@ -21,27 +18,7 @@ const primaryLabel = "k8s.ovn.org/primary-user-defined-network"
 // tenantNamespace makes a namespace that has the primary label from its beginning, and more labels given as "key", "value".
 func tenantNamespace(t *testing.T, more ...string) string {
 	t.Helper()
-	return labelledNamespace(t, append([]string{primaryLabel, ""}, more...)...)
-}
-
-func labelledNamespace(t *testing.T, labels ...string) string {
-	t.Helper()
-	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-", Labels: map[string]string{}}}
-	for i := 0; i+1 < len(labels); i += 2 {
-		ns.Labels[labels[i]] = labels[i+1]
-	}
-	if err := cluster.Client.Create(t.Context(), ns); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			cluster.Describe(context.Background(), t, ns.Name)
-		}
-		if _, err := cluster.Kubectl(context.Background(), "delete", "namespace", ns.Name, "--timeout=2m"); err != nil {
-			t.Errorf("delete namespace %s: %v", ns.Name, err)
-		}
-	})
-	return ns.Name
+	return cluster.Namespace(t, append([]string{primaryLabel, ""}, more...)...)
 }
 
 // udnManifest is a primary network of a namespace.
@@ -230,7 +207,7 @@ func onDefaultNetwork(t *testing.T, ns, name string) {
 
 // 9.3: namespaces and networks that do not match.
 func TestPrimaryNetworkMismatch(t *testing.T) {
-	plain := labelledNamespace(t, "mismatch", "yes")
+	plain := cluster.Namespace(t, "mismatch", "yes")
 	t.Run("9.3-C11 a primary CUDN is not made without the label", func(t *testing.T) {
 		primaryCUDN(t, "mismatch", "{matchLabels: {mismatch: \"yes\"}}", "10.213.0.0/24")
 		reports(t, "", "cudn/mismatch", "False NetworkAttachmentDefinitionSyncError namespace "+plain+": invalid primary network state")

@@ -34,6 +34,8 @@ type Cluster struct {
 	Config *rest.Config
 	Client client.Client
 	root   string // of the repository
+	// leaving are the namespaces of tests that are over. Tests run one after the other.
+	leaving []string
 }
 
 // Up starts the cluster, or heals and takes over one that an earlier run left. Further arguments go to `patchbay up`.

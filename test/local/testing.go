@@ -22,10 +22,14 @@ import (
 // poll is how often Eventually looks.
 const poll = 100 * time.Millisecond
 
-// Namespace makes a namespace that is deleted, with all that is in it, when the test ends.
-func (c *Cluster) Namespace(t *testing.T) string {
+// Namespace makes a namespace, with labels given as key, value, …. It is deleted, with all that is in it, when the test ends; Gone
+// waits for that, so that the next test need not.
+func (c *Cluster) Namespace(t *testing.T, labels ...string) string {
 	t.Helper()
-	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-"}}
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "t-", Labels: map[string]string{}}}
+	for pair := range slices.Chunk(labels, 2) {
+		ns.Labels[pair[0]] = pair[1]
+	}
 	if err := c.Client.Create(t.Context(), ns); err != nil {
 		t.Fatalf("make a namespace: %v", err)
 	}
@@ -43,13 +47,27 @@ func (c *Cluster) deleteNamespace(t *testing.T, ns *corev1.Namespace) {
 		t.Errorf("delete namespace %s: %v", ns.Name, err)
 		return
 	}
-	c.eventually(ctx, t, "namespace "+ns.Name+" is gone", func() error {
-		err := c.Client.Get(ctx, client.ObjectKeyFromObject(ns), &corev1.Namespace{})
-		if apierrors.IsNotFound(err) {
-			return nil
+	c.leaving = append(c.leaving, ns.Name)
+}
+
+// Gone waits until the namespaces of tests that are over are gone with all that was in them.
+func (c *Cluster) Gone(ctx context.Context) error {
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	for _, name := range c.leaving {
+		for ns := (&corev1.Namespace{}); ; {
+			err := c.Client.Get(ctx, client.ObjectKey{Name: name}, ns)
+			if apierrors.IsNotFound(err) {
+				break
+			}
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return fmt.Errorf("namespace %s does not go: %v, %+v", name, err, ns.Status.Conditions)
+			}
 		}
-		return fmt.Errorf("still there: %v", err)
-	})
+	}
+	return nil
 }
 
 // Describe logs what a namespace holds, for the reader of a failed test.
