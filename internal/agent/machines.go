@@ -56,6 +56,7 @@ func addMachines(ctx context.Context, h *Host) error {
 			vmdriver.BindingMasquerade: masquerade,
 			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
 			vmdriver.BindingL2Bridge:   &vmdriver.Bridge{Log: log},
+			vmdriver.BindingPasst:      vmdriver.Passt{},
 		},
 		OpenVhost: vmdriver.OpenVhostNet,
 		EFI:       &firmware,
