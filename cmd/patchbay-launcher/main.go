@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -23,6 +24,11 @@ func run() int {
 	// One of these runs beside every VM: memory counts, speed does not.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(25)
+	if len(os.Args) > 2 && os.Args[1] == launcher.ConfinedCommand {
+		err := launcher.Confined(os.Args[2], os.Args[2:])
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	// Disks, sockets and the seed are for this user and the agent alone.
 	syscall.Umask(0o077)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -30,7 +36,7 @@ func run() int {
 	defer stop()
 	code, err := launcher.New(launcher.Config{
 		RunDir: protocol.RunDir, DiskDir: protocol.DiskDir, VolumesDir: protocol.VolumesDir,
-		QEMU: "/usr/bin/qemu-system-x86_64", QEMUImg: "/usr/bin/qemu-img", Log: log,
+		QEMU: "/usr/bin/qemu-system-x86_64", QEMUImg: "/usr/bin/qemu-img", Passt: "/usr/bin/passt", Log: log,
 	}).Run(ctx)
 	if err != nil {
 		log.Error("the launcher cannot begin", "error", err)

@@ -61,6 +61,8 @@ type Host struct {
 	OVS      *ovs.Client
 	Datapath ovs.Datapath
 	Guard    link.Guard
+	// Workloads is the guard for devices of pods and guests.
+	Workloads link.Workloads
 	// Pods says how this node's pods are connected.
 	Pods *podnet.Store
 	// Network is this node's side of the overlay.
@@ -203,5 +205,6 @@ func (h *Host) openDatapath(ctx context.Context) (err error) {
 	if h.Datapath == ovs.Userspace {
 		h.Guard, err = link.NewShield()
 	}
+	h.Workloads = h.workloads()
 	return err
 }

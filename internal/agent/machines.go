@@ -2,15 +2,16 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -50,11 +51,12 @@ func addMachines(ctx context.Context, h *Host) error {
 		Client:      h.Manager.GetClient(),
 		Live:        h.Manager.GetAPIReader(),
 		Pods:        h.Pods,
-		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Guard, Dial: dialOverlay(reach)},
+		Taps:        &vmdriver.Taps{Ports: h.OVS, Guard: h.Workloads, Dial: dialOverlay(reach)},
 		Wirers: map[string]vmdriver.Wirer{
 			vmdriver.BindingMasquerade: masquerade,
 			vmdriver.BindingBridge:     &vmdriver.Bridge{Serve: true, Log: log},
 			vmdriver.BindingL2Bridge:   &vmdriver.Bridge{Log: log},
+			vmdriver.BindingPasst:      vmdriver.Passt{},
 		},
 		OpenVhost: vmdriver.OpenVhostNet,
 		EFI:       &firmware,
@@ -91,19 +93,32 @@ func (r recorder) Event(object runtime.Object, kind, reason, message string) {
 	r.Eventf(object, nil, kind, reason, reason, "%s", message)
 }
 
-// address is the node's first address in the network that joins the nodes.
+// address is the node's first address in the network that joins the nodes. It waits for the kubelet, which says it some time after it
+// has registered the node.
 func (h *Host) address(ctx context.Context) (string, error) {
-	var node corev1.Node
-	if err := h.Manager.GetAPIReader().Get(ctx, client.ObjectKey{Name: h.Node}, &node); err != nil {
-		return "", fmt.Errorf("read this node's addresses: %w", err)
-	}
-	for _, a := range node.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
-			return a.Address, nil
+	address, told := "", false
+	err := wait.PollUntilContextCancel(ctx, addressPoll, true, func(ctx context.Context) (bool, error) {
+		var node corev1.Node
+		if err := h.Manager.GetAPIReader().Get(ctx, client.ObjectKey{Name: h.Node}, &node); client.IgnoreNotFound(err) != nil {
+			return false, fmt.Errorf("read this node's addresses: %w", err)
 		}
-	}
-	return "", errors.New("this node has no internal IP yet; its kubelet sets it when it registers")
+		for _, a := range node.Status.Addresses {
+			if a.Type == corev1.NodeInternalIP {
+				address = a.Address
+				return true, nil
+			}
+		}
+		if !told {
+			told = true
+			h.Log.Info("this node has no internal IP yet; waiting for its kubelet to say it")
+		}
+		return false, nil
+	})
+	return address, err
 }
+
+// addressPoll is how often a new node is asked for its address.
+const addressPoll = 500 * time.Millisecond
 
 // addVolumes makes the directories of the node's local-path volumes.
 func addVolumes(_ context.Context, h *Host) error {

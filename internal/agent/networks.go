@@ -31,7 +31,7 @@ func (h *Host) newPlugin(ctx context.Context, pods *cni.KubePods, log *slog.Logg
 	dhcp := &delegate.DHCP{Program: program, Socket: h.File("dhcp.sock"), Log: log}
 	recorder := h.Manager.GetEventRecorder("patchbay-agent")
 	return cni.New(cni.Config{
-		Pods: pods, Ports: h.OVS, Guard: h.Guard, Records: h.Pods, MTU: h.Settings.PodMTU, Log: log,
+		Pods: pods, Ports: h.OVS, Guard: h.Workloads, Records: h.Pods, MTU: h.Settings.PodMTU, Log: log,
 		Inside:      slices.Concat(h.Settings.ClusterCIDRs, h.Settings.ServiceCIDRs),
 		Definitions: definitions{h.Manager.GetAPIReader()},
 		Delegates: delegate.New(delegate.Config{

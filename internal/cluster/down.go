@@ -32,6 +32,10 @@ func Down(ctx context.Context, c layout.Cluster) (teardown.Report, error) {
 	// A user's file that cannot be read keeps its entry; that must not keep the cluster.
 	unmergeErr := unmergeKubeconfig(c)
 	report, err := teardown.Run(ctx, c)
+	if errors.Is(err, teardown.ErrOtherHome) {
+		held.release()
+		return report, err
+	}
 	if err != nil {
 		held.release()
 		return report, fmt.Errorf("cluster %q is not removed completely: %w; run `patchbay down` again", c.Name, err)

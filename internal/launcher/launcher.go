@@ -18,7 +18,7 @@ import (
 // Config says where things are. In a pod these are protocol's constants and QEMU's usual paths.
 type Config struct {
 	RunDir, DiskDir, VolumesDir string
-	QEMU, QEMUImg               string
+	QEMU, QEMUImg, Passt        string
 	Log                         *slog.Logger
 }
 

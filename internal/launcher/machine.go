@@ -73,6 +73,9 @@ func (m *machine) kill() { _ = syscall.Kill(m.pid, syscall.SIGKILL) }
 
 // close gives back what the machine holds.
 func (m *machine) close() {
+	if m.carrier != nil {
+		m.carrier.close()
+	}
 	if m.monitor != nil {
 		m.monitor.Close()
 	}

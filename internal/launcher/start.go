@@ -35,6 +35,12 @@ func (l *Launcher) start(ctx context.Context, r request) (*machine, protocol.Res
 	if err := run.setUp(r.start.Setup); err != nil {
 		return run, l.fail(run.whyNotReady(err))
 	}
+	if r.start.Passt != nil {
+		if run.carrier, err = l.carry(*r.start.Passt); err != nil {
+			run.kill()
+			return run, l.fail(err.Error())
+		}
+	}
 	l.cfg.Log.Info("QEMU runs", "pid", run.pid, "disks", prepared.Sub(began), "qemu", time.Since(prepared))
 	return run, l.now()
 }
@@ -199,6 +205,7 @@ type machine struct {
 	console *console
 	socket  *net.UnixConn
 	monitor *qmp.Client
+	carrier *carrier
 }
 
 // done delivers QEMU's exit status. A nil machine never ends.

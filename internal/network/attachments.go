@@ -191,18 +191,21 @@ func (n *Network) entry(pod *corev1.Pod, a attachment, network topology.Network)
 	if len(network.Subnets) == 0 {
 		e.IPs = a.Static
 	}
-	if network.HasRouter() {
+	switch {
+	case network.Topology == netconf.Layer3:
+		n.route(&e, network, pod.Spec.NodeName)
+	case network.HasRouter():
 		e.Gateways = network.Gateways
-		e.Routes = n.serviceRoutes(network)
+		e.Routes = n.serviceRoutes(network.Gateways)
 		e.LinkLocalGateway = linkLocal(podnetworks.MAC(network.Gateways[0]), network.Gateways)
 	}
 	return e
 }
 
 // serviceRoutes lead to services also where somebody gives the pod another default route.
-func (n *Network) serviceRoutes(network topology.Network) []podnetworks.Route {
+func (n *Network) serviceRoutes(gateways []netip.Addr) []podnetworks.Route {
 	var routes []podnetworks.Route
-	for _, gateway := range network.Gateways {
+	for _, gateway := range gateways {
 		for _, dest := range n.Settings.ServiceCIDRs {
 			if dest.Addr().Is4() == gateway.Is4() {
 				routes = append(routes, podnetworks.Route{Dest: dest, NextHop: gateway})

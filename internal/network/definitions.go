@@ -112,9 +112,12 @@ func (n *Network) showNetwork(ctx context.Context, name string) error {
 	if n.tenants.close(name) {
 		n.Rows.Delete(networkOwner(name))
 		n.Log.Info("network is gone", "network", name)
-		return nil
+		return n.closeSlices(ctx, name)
 	}
 	if n.tenants.open(name) {
+		if err := n.openSlices(ctx, name); err != nil {
+			return err
+		}
 		if err := n.restoreNetwork(ctx, name); err != nil {
 			return err
 		}
@@ -187,6 +190,9 @@ func (n *Network) recoverDefinitions(ctx context.Context) error {
 	}
 	for _, name := range n.tenants.names() {
 		n.tenants.open(name)
+		if err := n.openSlices(ctx, name); err != nil {
+			return err
+		}
 		n.setNetworkRows(name)
 		n.tellNetwork(name)
 	}

@@ -164,7 +164,7 @@ func (n *Network) ensureGateway(name string) (namespaces []string) {
 	}
 	chassis, namespaces := n.gateways.place(network)
 	n.Rows.Set(gatewayOwner(name), topology.GatewayRows(topology.Gateway{
-		Network: name, ID: network.ID, Subnets: network.Subnets, Chassis: chassis,
+		Network: name, ID: network.ID, Subnets: network.Subnets, Switches: network.Switches(), Chassis: chassis,
 	}))
 	return namespaces
 }

@@ -3,7 +3,9 @@ package network
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -16,7 +18,7 @@ import (
 	"patchbay/internal/settings"
 )
 
-// ledgerName is the ConfigMap that says which node has which slices.
+// ledgerName is the ConfigMap that says which node has which slices of the default network; see ledgerOf for others.
 const ledgerName = "patchbay-node-subnets"
 
 // ledger gives slices to nodes. It is written before a node hears of its slices, and only if nobody wrote in between; so two
@@ -25,6 +27,7 @@ const ledgerName = "patchbay-node-subnets"
 type ledger struct {
 	client client.Client
 	live   client.Reader
+	name   string // of the ConfigMap
 	ranges []ipam.Range
 
 	mu     sync.Mutex
@@ -32,12 +35,16 @@ type ledger struct {
 	slices *ipam.Slices
 }
 
-func newLedger(c client.Client, live client.Reader, s settings.Settings) *ledger {
-	l := &ledger{client: c, live: live}
+func newLedger(c client.Client, live client.Reader, name string, ranges []ipam.Range) *ledger {
+	return &ledger{client: c, live: live, name: name, ranges: ranges}
+}
+
+// clusterRanges are what nodes have slices of on the default network.
+func clusterRanges(s settings.Settings) (ranges []ipam.Range) {
 	for _, cidr := range s.ClusterCIDRs {
-		l.ranges = append(l.ranges, ipam.Range{CIDR: cidr, Length: s.NodePrefixLen(cidr.Addr())})
+		ranges = append(ranges, ipam.Range{CIDR: cidr, Length: s.NodePrefixLen(cidr.Addr())})
 	}
-	return l
+	return ranges
 }
 
 // assign returns a node's slices. A node without an entry gets the wished ones if they are free, or else others.
@@ -64,6 +71,19 @@ func (l *ledger) release(ctx context.Context, node string) error {
 		had := l.slices.Of(node) != nil
 		l.slices.Release(node)
 		return had, nil
+	})
+}
+
+// releaseOthers gives back the slices of nodes that are no more.
+func (l *ledger) releaseOthers(ctx context.Context, nodes []corev1.Node) error {
+	return l.change(ctx, func() (changed bool, err error) {
+		for node := range maps.Clone(l.slices.Owners()) {
+			if !slices.ContainsFunc(nodes, func(n corev1.Node) bool { return n.Name == node }) {
+				l.slices.Release(node)
+				changed = true
+			}
+		}
+		return changed, nil
 	})
 }
 
@@ -103,7 +123,7 @@ func (l *ledger) change(ctx context.Context, apply func() (changed bool, err err
 		}
 		l.object = nil
 		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && !apierrors.IsNotFound(err) {
-			return fmt.Errorf("write ConfigMap %s/%s: %w", metav1.NamespaceSystem, ledgerName, err)
+			return fmt.Errorf("write ConfigMap %s/%s: %w", metav1.NamespaceSystem, l.name, err)
 		}
 	}
 }
@@ -112,9 +132,9 @@ func (l *ledger) read(ctx context.Context) error {
 	if l.object != nil {
 		return nil
 	}
-	object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: ledgerName}}
+	object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: l.name}}
 	if err := l.live.Get(ctx, client.ObjectKeyFromObject(object), object); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("read ConfigMap %s/%s: %w", metav1.NamespaceSystem, ledgerName, err)
+		return fmt.Errorf("read ConfigMap %s/%s: %w", metav1.NamespaceSystem, l.name, err)
 	}
 	l.object, l.slices = object, ipam.NewSlices(l.ranges...)
 	for node, text := range object.Data {

@@ -56,12 +56,14 @@ type Network struct {
 	live   client.Reader // reads the API server itself, not the cache
 	events events.EventRecorder
 
-	book     *book
-	ledger   *ledger
-	tenants  *tenants
-	waits    *waits
-	wakePods wakeups
-	wakeSvcs wakeups
+	book      *book
+	ledger    *ledger
+	tenants   *tenants
+	sliced    slicedNetworks
+	waits     *waits
+	wakeNodes wakeups
+	wakePods  wakeups
+	wakeSvcs  wakeups
 
 	placing sync.Mutex // of machines' ports
 	showing sync.Mutex // of networks
@@ -107,7 +109,7 @@ func newNetwork(c client.Client, live client.Reader, recorder events.EventRecord
 	}
 	n := &Network{
 		Config: config, client: c, live: live, events: recorder,
-		book: newBook(), ledger: newLedger(c, live, config.Settings), tenants: newTenants(config.Settings), waits: newWaits(),
+		book: newBook(), ledger: newLedger(c, live, ledgerName, clusterRanges(config.Settings)), tenants: newTenants(config.Settings), waits: newWaits(),
 		complete: config.Rows.Expect(), recovered: make(chan struct{}), gateways: newGateways(),
 	}
 	n.registry = n.tenants

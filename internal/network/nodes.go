@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -17,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/topology"
@@ -31,6 +33,7 @@ func (n *Network) addNodes(m manager.Manager) error {
 			e.ObjectOld.GetAnnotations()[podnetworks.NodeAnnotation] != e.ObjectNew.GetAnnotations()[podnetworks.NodeAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-nodes").For(&corev1.Node{}, builder.WithPredicates(relevant)).
+		WatchesRawSource(source.Func(n.wakeNodes.start)).
 		WithOptions(n.options(4)).Complete(n.afterRecovery(n.reconcileNode))
 }
 
@@ -65,23 +68,37 @@ func (n *Network) ensureNode(ctx context.Context, node *corev1.Node) error {
 		n.wakePods.wake(woken)
 		n.wakeSvcs.wake(n.book.localServices())
 	}
-	if slices.Equal(annotated[podnetworks.Default], subnets) {
-		return nil
-	}
-	n.Log.Info("node has subnets", "node", node.Name, "subnets", subnets)
+	n.ensureSlices(ctx, node, annotated)
 	return n.annotateNode(ctx, node, annotated, subnets)
 }
 
-func (n *Network) annotateNode(ctx context.Context, node *corev1.Node, networks map[string][]netip.Prefix, subnets []netip.Prefix) error {
-	if networks == nil {
-		networks = map[string][]netip.Prefix{}
-	}
+// annotateNode writes which slices a node has. While networks are still being restored, what the annotation says of them stays: it
+// may be all that is known.
+func (n *Network) annotateNode(ctx context.Context, node *corev1.Node, annotated map[string][]netip.Prefix, subnets []netip.Prefix) error {
+	networks := n.tenants.slicesOf(node.Name)
 	networks[podnetworks.Default] = subnets
+	if !n.isRecovered() {
+		for name, have := range annotated {
+			if networks[name] == nil {
+				networks[name] = have
+			}
+		}
+	}
 	text, err := podnetworks.FormatNode(networks)
-	if err != nil {
+	if err != nil || maps.EqualFunc(networks, annotated, slices.Equal) {
 		return err
 	}
+	n.Log.Info("node has subnets", "node", node.Name, "subnets", networks)
 	return n.annotate(ctx, node, podnetworks.NodeAnnotation, text)
+}
+
+func (n *Network) isRecovered() bool {
+	select {
+	case <-n.recovered:
+		return true
+	default:
+		return false
+	}
 }
 
 // annotate writes one annotation, to the very object that was read and not to one that has taken its name.
@@ -106,6 +123,9 @@ func (n *Network) forgetNode(ctx context.Context, name string) error {
 	n.book.closeNode(name)
 	n.wakeSvcs.wake(n.book.localServices())
 	if err := n.Chassis.RemoveChassis(ctx, name); err != nil {
+		return err
+	}
+	if err := n.forgetSlices(ctx, name); err != nil {
 		return err
 	}
 	if err := n.ledger.release(ctx, name); err != nil {

@@ -27,7 +27,7 @@ import (
 type tenants struct {
 	mu        sync.Mutex
 	catalog   *catalog.Catalog
-	spaces    map[string]*ipam.Space     // by network
+	spaces    map[string]catalog.Space   // by network
 	configs   map[string]netconf.Network // that the spaces were made from
 	claims    map[string]string          // networks of the pinned ones, by holder
 	restoring map[string]bool            // networks whose addresses are not all booked yet
@@ -56,7 +56,7 @@ type attachment struct {
 
 func newTenants(s settings.Settings) *tenants {
 	t := &tenants{
-		spaces: map[string]*ipam.Space{}, configs: map[string]netconf.Network{}, claims: map[string]string{}, restoring: map[string]bool{},
+		spaces: map[string]catalog.Space{}, configs: map[string]netconf.Network{}, claims: map[string]string{}, restoring: map[string]bool{},
 		attached: map[client.ObjectKey]*attachedPod{}, machines: map[client.ObjectKey]map[client.ObjectKey]bool{},
 		placed: map[client.ObjectKey]map[string]bool{},
 	}
@@ -147,7 +147,7 @@ func (t *tenants) takeLocked(pod *corev1.Pod, w attach.Wish, known *podnetworks.
 		t.leaveLocked(key, old)
 	}
 	a := attachment{Wish: w, holder: holder(pod, w)}
-	request := ipam.Request{Holder: a.holder, User: user(key, pod.UID), Owner: owner(pod), Addresses: ipam.Addresses{IPs: w.IPs, MAC: w.MAC}}
+	request := ipam.Request{Holder: a.holder, User: user(key, pod.UID), Node: pod.Spec.NodeName, Owner: owner(pod), Addresses: ipam.Addresses{IPs: w.IPs, MAC: w.MAC}}
 	if known != nil {
 		request.Addresses = knownAddresses(known, len(w.Static) == 0)
 	}
@@ -201,7 +201,7 @@ func (t *tenants) detach(pod *corev1.Pod, keep map[string]bool) (freed []string)
 	for k, a := range p.on {
 		if !keep[k] {
 			delete(p.on, k)
-			if t.spaces[a.Network].Leave(user(key, p.uid), a.holder) {
+			if t.endLocked(a, user(key, p.uid)) {
 				freed = append(freed, a.Network)
 			}
 		}
@@ -225,7 +225,7 @@ func (t *tenants) leave(key client.ObjectKey) (freed []string, machine client.Ob
 
 func (t *tenants) leaveLocked(key client.ObjectKey, p *attachedPod) (freed []string) {
 	for _, a := range p.on {
-		if t.spaces[a.Network].Leave(user(key, p.uid), a.holder) {
+		if t.endLocked(a, user(key, p.uid)) {
 			freed = append(freed, a.Network)
 		}
 	}
@@ -236,6 +236,12 @@ func (t *tenants) leaveLocked(key client.ObjectKey, p *attachedPod) (freed []str
 		delete(t.machines, machine)
 	}
 	return freed
+}
+
+// endLocked takes back what a user has by an attachment. A layer3 network may be gone before its last pods, when their node is.
+func (t *tenants) endLocked(a attachment, user string) (freed bool) {
+	space := t.spaces[a.Network]
+	return space != nil && space.Leave(user, a.holder)
 }
 
 // attachments are what a pod has, in the order of the keys.
@@ -257,16 +263,23 @@ func (t *tenants) attachments(pod *corev1.Pod) []attachment {
 func (t *tenants) network(name string) (topology.Network, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.catalog.Network(name)
+	return t.networkLocked(name)
 }
 
-// withLengths are addresses with the lengths of the network's subnets.
+// withLengths are addresses with the lengths of the network's subnets, or of the slices that they are of.
 func withLengths(n topology.Network, ips []netip.Addr) []netip.Prefix {
+	subnets := n.Subnets
+	if n.Topology == netconf.Layer3 {
+		subnets = nil
+		for _, s := range n.Slices {
+			subnets = append(subnets, s.Subnets...)
+		}
+	}
 	var out []netip.Prefix
 	for _, ip := range ips {
-		at := slices.IndexFunc(n.Subnets, func(s netip.Prefix) bool { return s.Contains(ip) })
+		at := slices.IndexFunc(subnets, func(s netip.Prefix) bool { return s.Contains(ip) })
 		if at >= 0 {
-			out = append(out, netip.PrefixFrom(ip, n.Subnets[at].Bits()))
+			out = append(out, netip.PrefixFrom(ip, subnets[at].Bits()))
 		}
 	}
 	return out

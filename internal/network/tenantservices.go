@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/netconf"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/topology"
@@ -45,7 +46,7 @@ func (n *Network) serviceRows(ctx context.Context, service *corev1.Service, endp
 	wanted := convertService(service, endpoints)
 	exposed := exposed(service, wanted)
 	return topology.TenantServiceRows(topology.TenantService{
-		Service: wanted, Network: gateway.network.Name, Exposed: exposed,
+		Service: wanted, Network: gateway.network.Name, Layer3: gateway.network.Topology == netconf.Layer3, Exposed: exposed,
 		Transit: topology.TransitAddresses(gateway.network.ID, gateway.network.Subnets), Entry: n.book.entry(gateway.node()),
 	}), exposed, nil
 }

@@ -2,7 +2,6 @@ package qemu_test
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -145,18 +144,6 @@ func fillVolumes(t *testing.T, pod *launchertest.Pod, vmi *virtv1.VirtualMachine
 	if fw := vmi.Spec.Domain.Firmware; fw != nil && fw.Bootloader != nil && fw.Bootloader.EFI != nil {
 		image(t, inPod("/volumes/efi/code"), "raw")
 		image(t, inPod("/volumes/efi/vars"), "raw")
-	}
-	for _, iface := range vmi.Spec.Domain.Devices.Interfaces {
-		if iface.PasstBinding != nil {
-			listener, err := net.Listen("unix", filepath.Join(pod.RunPath, "passt.sock"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Chown(filepath.Join(pod.RunPath, "passt.sock"), 107, 107); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { listener.Close() })
-		}
 	}
 }
 

@@ -47,7 +47,7 @@ type NIC struct {
 	FDs []int
 	// VhostFDs are opened /dev/vhost-net descriptors, as many as FDs, or none.
 	VhostFDs []int
-	// Socket is the path in the pod of a stream socket that takes the place of a tap (passt); FDs is empty then.
+	// Socket is the path in the pod of a stream socket where QEMU waits for what takes the place of a tap (passt); FDs is empty then.
 	Socket string
 	// Offloads says that the other side of the tap handles partial checksums and segments larger than the MTU. Userspace OVS does not.
 	Offloads bool

@@ -103,7 +103,8 @@ func (b *builder) nic(iface virtv1.Interface, nic NIC, at place) error {
 func nicBackend(nic NIC) (string, error) {
 	p := properties{{"id", NICBackend(nic.Name)}}
 	if nic.Socket != "" {
-		p = append(p, property{"server", false}, property{"addr.type", "unix"}, property{"addr.path", nic.Socket})
+		// QEMU 7.2 connects once, but a server takes the next caller when one has gone: passt may die and come back.
+		p = append(p, property{"server", true}, property{"addr.type", "unix"}, property{"addr.path", nic.Socket})
 		return p.option("stream"), nil
 	}
 	switch {

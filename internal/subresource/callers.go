@@ -78,8 +78,16 @@ func (s *Server) guarded(v verb) http.HandlerFunc {
 			refuse(w, err)
 			return
 		}
-		v.serve(s, w, r)
+		v.serve(s, w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
 	}
+}
+
+// callerKey is where a guarded request carries who asks. Authentication cannot be repeated: it takes the headers away.
+type callerKey struct{}
+
+func callerOf(r *http.Request) user.Info {
+	caller, _ := r.Context().Value(callerKey{}).(user.Info)
+	return caller
 }
 
 // authorize asks the API server. It asked itself before it passed the request on, but only this question names the whole path.

@@ -18,11 +18,7 @@ func dotted(resource string, serve func(*Server, http.ResponseWriter, *http.Requ
 			serve(s, w, r)
 			return
 		}
-		caller, err := s.caller(r)
-		if err == nil {
-			err = s.authorize(other, asked, caller)
-		}
-		if err != nil {
+		if err := s.authorize(other, asked, callerOf(r)); err != nil {
 			refuse(w, err)
 			return
 		}

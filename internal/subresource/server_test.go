@@ -70,6 +70,7 @@ func newWorld(t *testing.T, forbid string, objects ...client.Object) *world {
 		Client: w.client, AgentTLS: w.agent.ClientTLS(t, "patchbay:controller"), Dial: w.agent.Dial,
 		Authenticator: authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
 			name := r.Header.Get("X-Remote-User")
+			r.Header.Del("X-Remote-User") // as the real one does
 			return &authenticator.Response{User: &user.DefaultInfo{Name: name}}, name != "", nil
 		}),
 	})

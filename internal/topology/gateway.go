@@ -16,9 +16,10 @@ import (
 //
 //	switch/<net> -- router/<net> -- gateway/<net> -- transit/<net> -- transit_switch -- cluster_router -- the gateway's node
 type Gateway struct {
-	Network string // name
-	ID      int    // of the network
-	Subnets []netip.Prefix
+	Network  string // name
+	ID       int    // of the network
+	Subnets  []netip.Prefix
+	Switches []string // of the network
 	// Chassis are the nodes that the gateway may be on, the wanted one first.
 	Chassis []string
 }
@@ -57,9 +58,12 @@ func GatewayRows(g Gateway) []nb.Row {
 	rows := append(group, gatewayPort(g, addresses, group[0].UUID()),
 		switchRouterPort(TransitSwitch, "transit/"+g.Network, GatewayPort(g.Network)))
 	for _, a := range addresses {
-		rows = append(rows, gatewayRoute(g, a), gatewayNeighbour(g, a), gatewayNAT(g, a))
+		rows = append(rows, gatewayRoute(g, a), gatewayNeighbour(g, a))
+		rows = append(rows, gatewayNAT(g, a)...)
 	}
-	rows = append(rows, lostService(NetworkSwitch(g.Network), g.Subnets)...)
+	for _, name := range g.Switches {
+		rows = append(rows, lostService(name, families(g.Subnets))...)
+	}
 	return rows
 }
 
@@ -105,13 +109,34 @@ func gatewayNeighbour(g Gateway, address netip.Addr) nb.Row {
 	})
 }
 
-// gatewayNAT gives what leaves the network's transit address.
-func gatewayNAT(g Gateway, address netip.Addr) nb.Row {
-	subnet, _ := sameFamily(g.Subnets, address)
-	row := nb.NewRow(nb.NATTable, GatewayPort(g.Network)+"/"+family(address), &nb.NAT{
-		Type: nb.NATTypeSNAT, ExternalIP: address.String(), LogicalIP: subnet.Masked().String(),
-	})
-	return row.In(nb.Ref{Table: nb.LogicalRouterTable, Key: NetworkRouter(g.Network)}, "nat")
+// gatewayNAT gives what leaves the network's transit address. Only layer3 networks have several subnets of a family.
+func gatewayNAT(g Gateway, address netip.Addr) []nb.Row {
+	var rows []nb.Row
+	for _, subnet := range g.Subnets {
+		if subnet.Addr().Is4() != address.Is4() {
+			continue
+		}
+		key := GatewayPort(g.Network) + "/" + family(address)
+		if len(rows) > 0 {
+			key += "/" + subnet.Masked().String()
+		}
+		row := nb.NewRow(nb.NATTable, key, &nb.NAT{
+			Type: nb.NATTypeSNAT, ExternalIP: address.String(), LogicalIP: subnet.Masked().String(),
+		})
+		rows = append(rows, row.In(nb.Ref{Table: nb.LogicalRouterTable, Key: NetworkRouter(g.Network)}, "nat"))
+	}
+	return rows
+}
+
+// families are one subnet of each family.
+func families(subnets []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range subnets {
+		if _, ok := sameFamily(out, s.Addr()); !ok {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // clusterTransit is the cluster router's address on the transit switch in the family of a.

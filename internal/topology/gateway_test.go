@@ -9,11 +9,13 @@ import (
 func TestGateway(t *testing.T) {
 	dual := Gateway{
 		Network: "cluster_udn_red", ID: 1, Subnets: prefixes("10.20.0.0/16", "fd00:20::/64"),
-		Chassis: []string{"node-2", "node-1"},
+		Chassis: []string{"node-2", "node-1"}, Switches: []string{NetworkSwitch("cluster_udn_red")},
 	}
-	last := Gateway{Network: "blue_net", ID: 4095, Subnets: prefixes("10.20.0.0/16"), Chassis: []string{"node-1"}}
-	nowhere := Gateway{Network: "green", ID: 7, Subnets: prefixes("fd00:20::/64")}
-	for name, g := range map[string]Gateway{"dual": dual, "ipv4 last": last, "ipv6 without a node": nowhere} {
+	last := Gateway{Network: "blue_net", ID: 4095, Subnets: prefixes("10.20.0.0/16"), Chassis: []string{"node-1"}, Switches: []string{NetworkSwitch("blue_net")}}
+	nowhere := Gateway{Network: "green", ID: 7, Subnets: prefixes("fd00:20::/64"), Switches: []string{NetworkSwitch("green")}}
+	sliced := layer3()
+	routed := Gateway{Network: sliced.Name, ID: sliced.ID, Subnets: sliced.Subnets, Chassis: []string{"node-1"}, Switches: sliced.Switches()}
+	for name, g := range map[string]Gateway{"dual": dual, "ipv4 last": last, "ipv6 without a node": nowhere, "layer3": routed} {
 		t.Run(name, func(t *testing.T) { check(t, GatewayRows(g)) })
 	}
 }
@@ -44,6 +46,7 @@ func TestTenantService(t *testing.T) {
 	headless.ClusterIPs = nil
 	transit := TransitAddresses(1, prefixes("10.20.0.0/16", "fd00:20::/64"))
 	for name, s := range map[string]TenantService{
+		"layer3":         {Service: s, Network: "green_l3", Layer3: true, Transit: transit},
 		"inside":         {Service: s},
 		"exposed":        {Service: outside, Exposed: true},
 		"internal local": {Service: local},

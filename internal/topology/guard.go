@@ -12,7 +12,7 @@ const aclGuard = 31000
 
 // GuardRows keep guests and pods from pretending to be the network's DHCP server. A network without addresses of its own has no
 // such rule: there a guest may well be the DHCP server. Router advertisements cannot be stopped here: OVN lets them pass whatever
-// the rules say (23.03.1 and later).
+// the rules say (23.03.1 and later). The nodes' agents drop them before they reach OVN.
 func GuardRows() []nb.Row {
 	rows := []nb.Row{guardGroup()}
 	for _, pretence := range []struct{ key, match string }{

@@ -20,7 +20,10 @@ type Network struct {
 	MTU      int // bytes
 	// Subnets are the ranges of a layer2 or localnet network, or the whole ranges of a layer3 network; the primary family first.
 	Subnets []netip.Prefix
-	// Gateways are the router's addresses on the switch, one per subnet and in its order; empty where there is no router.
+	// Slices are what nodes have of a layer3 network, by the nodes' names.
+	Slices []NodeSlice
+	// Gateways are the router's addresses on the switch, one per subnet and in its order; empty where there is no router, and on
+	// layer3, where each slice has its own.
 	Gateways []netip.Addr
 	// Management are the addresses by which every node reaches its own guests, in the order of the subnets; empty: it cannot.
 	Management []netip.Addr
@@ -34,9 +37,11 @@ type Network struct {
 }
 
 // HasRouter tells whether the network leads anywhere else.
-func (n Network) HasRouter() bool { return len(n.Gateways) > 0 }
+func (n Network) HasRouter() bool {
+	return len(n.Gateways) > 0 || n.Topology == netconf.Layer3 && n.Role == podnetworks.Primary
+}
 
-// NetworkSwitch is the switch of a layer2 or localnet network.
+// NetworkSwitch is the switch of a layer2 or localnet network; the names of a layer3 network's switches begin with it.
 func NetworkSwitch(network string) string { return "switch/" + network }
 
 // NetworkRouter is the router of a network that has one.
@@ -59,6 +64,9 @@ func AttachmentPort(key, namespace, pod string) string {
 // NetworkRows are what a network consists of without anybody on it: its switch, for localnet the port to the physical network,
 // for a network with a router that router, and what DHCP answers there. How the router meets the world is GatewayRows'.
 func NetworkRows(n Network) []nb.Row {
+	if n.Topology == netconf.Layer3 {
+		return layer3Rows(n)
+	}
 	rows := []nb.Row{networkSwitch(n)}
 	if n.Topology == netconf.Localnet {
 		rows = append(rows, physicalPort(n))
@@ -99,11 +107,7 @@ func physicalPort(n Network) nb.Row {
 // networkRouter is one router for all nodes: its port has the same addresses and the same MAC everywhere, so a guest that moves
 // finds the gateway it knows.
 func networkRouter(n Network) []nb.Row {
-	name := NetworkRouter(n.Name)
-	router := nb.NewRow(nb.LogicalRouterTable, name, &nb.LogicalRouter{
-		Name: name, ExternalIDs: n.ids(),
-		Options: map[string]string{"always_learn_from_arp_request": "false", "dynamic_neigh_routers": "true"},
-	})
+	router := n.router()
 	port := &nb.LogicalRouterPort{
 		Name: NetworkRouterPort(n.Name), MAC: podnetworks.MAC(n.Gateways[0]).String(), Ipv6RaConfigs: n.advertisement(),
 	}
@@ -115,6 +119,14 @@ func networkRouter(n Network) []nb.Row {
 		router, row.In(router.Ref, "ports"),
 		switchRouterPort(NetworkSwitch(n.Name), networkSwitchPort(n.Name), port.Name),
 	}
+}
+
+func (n Network) router() nb.Row {
+	name := NetworkRouter(n.Name)
+	return nb.NewRow(nb.LogicalRouterTable, name, &nb.LogicalRouter{
+		Name: name, ExternalIDs: n.ids(),
+		Options: map[string]string{"always_learn_from_arp_request": "false", "dynamic_neigh_routers": "true"},
+	})
 }
 
 // advertisement is what the router tells IPv6 hosts: where it is, and that addresses come by DHCPv6. Plain pods have a static

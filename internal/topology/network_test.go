@@ -33,13 +33,28 @@ func localnet() Network {
 	return Network{Name: "vlan", ID: 10, Topology: netconf.Localnet, Role: podnetworks.Secondary, MTU: 1500, Physical: "physnet", VLAN: 200}
 }
 
+// layer3 is a primary network with a second range of IPv4.
+func layer3() Network {
+	return Network{
+		Name: "green_l3", ID: 11, Topology: netconf.Layer3, Role: podnetworks.Primary, MTU: 1400,
+		Subnets: prefixes("10.30.0.0/16", "10.31.0.0/16", "fd00:30::/48"), Namespaces: []string{"green"},
+		Slices: []NodeSlice{
+			{Node: "node-1", Subnets: prefixes("10.30.0.0/24", "fd00:30::/64")}, {Node: "node-2", Subnets: prefixes("10.30.1.0/24", "fd00:30:0:1::/64")},
+		},
+	}
+}
+
 func TestNetwork(t *testing.T) {
+	isolated, empty := layer3(), layer3()
+	isolated.Role, isolated.Namespaces = podnetworks.Secondary, nil
+	empty.Slices = nil
 	six := primary()
 	six.Subnets, six.Gateways, six.Namespaces = six.Subnets[1:], six.Gateways[1:], six.Namespaces[1:]
 	untagged := localnet()
 	untagged.VLAN, untagged.Subnets = 0, prefixes("192.168.7.0/24")
 	cases := map[string]Network{
 		"primary": primary(), "primary ipv6": six, "secondary": secondary(), "without addresses": bare(),
+		"layer3 primary": layer3(), "layer3 secondary": isolated, "layer3 without nodes": empty,
 		"localnet with a tag": localnet(), "localnet with addresses": untagged,
 	}
 	for name, n := range cases {
@@ -72,7 +87,9 @@ func TestAttachment(t *testing.T) {
 	}
 	static := a
 	static.Key, static.Network, static.IPs = "red/bare/1", bare(), prefixes("192.168.1.7/24")
-	for name, a := range map[string]Attachment{"primary": a, "static address where none are given": static} {
+	sliced := a
+	sliced.Key, sliced.Network, sliced.Node, sliced.IPs = "green/l3", layer3(), "node-2", prefixes("10.30.1.3/24", "fd00:30:0:1::3/64")
+	for name, a := range map[string]Attachment{"primary": a, "layer3": sliced, "static address where none are given": static} {
 		t.Run(name, func(t *testing.T) { check(t, AttachmentRows(a)) })
 	}
 }

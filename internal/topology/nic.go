@@ -50,7 +50,7 @@ func NICRows(n NIC) []nb.Row {
 		port.Options["activation-strategy"] = "rarp"
 	}
 	n.Network.answer(port, n.Namespace, n.Hostname, n.IPs)
-	return []nb.Row{n.Network.guarded(port)}
+	return []nb.Row{n.Network.guarded(port, "")}
 }
 
 // AttachmentRows are the port of a pod's interface.
@@ -58,7 +58,7 @@ func AttachmentRows(a Attachment) []nb.Row {
 	port := a.Network.port(AttachmentPort(a.Key, a.Namespace, a.Pod), a.MAC, a.IPs)
 	port.ExternalIDs["namespace"], port.ExternalIDs["pod"], port.ExternalIDs["k8s.ovn.org/nad"] = a.Namespace, "true", a.Key
 	port.Options = map[string]string{"requested-chassis": a.Node, "iface-id-ver": string(a.UID)}
-	return []nb.Row{a.Network.guarded(port)}
+	return []nb.Row{a.Network.guarded(port, a.Node)}
 }
 
 // port lets nothing through but the addresses that were given. In a network that gives none, any address may be behind the MAC.
@@ -96,9 +96,10 @@ func (n Network) answer(port *nb.LogicalSwitchPort, namespace, hostname string, 
 	}
 }
 
-// guarded puts a port where addresses are given among those that may not pretend to give any.
-func (n Network) guarded(port *nb.LogicalSwitchPort) nb.Row {
-	row := switchPort(NetworkSwitch(n.Name), port)
+// guarded puts a port where addresses are given among those that may not pretend to give any. Machines are on no layer3 network, so
+// their node does not matter.
+func (n Network) guarded(port *nb.LogicalSwitchPort, node string) nb.Row {
+	row := switchPort(n.switchOf(node), port)
 	if len(n.Subnets) == 0 {
 		return row
 	}

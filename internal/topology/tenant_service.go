@@ -16,6 +16,7 @@ const TenantServiceGroup = "tenant_services"
 type TenantService struct {
 	Service
 	Network string       // name
+	Layer3  bool         // the network has a switch per node
 	Transit []netip.Addr // of the network
 	// Exposed services have node ports or outside addresses: nodes translate those to the cluster IPs.
 	Exposed bool
@@ -39,7 +40,7 @@ func TenantServiceRows(s TenantService) []nb.Row {
 		if len(vips) == 0 {
 			continue
 		}
-		row := s.loadBalancer(protocol, "cluster", vips).In(nb.Ref{Table: nb.LogicalSwitchTable, Key: NetworkSwitch(s.Network)}, "load_balancer")
+		row := s.loadBalancer(protocol, "cluster", vips).In(s.place(), "load_balancer")
 		if s.Exposed {
 			row = row.In(nb.Ref{Table: nb.LogicalRouterTable, Key: NetworkRouter(s.Network)}, "load_balancer")
 		}
@@ -52,6 +53,14 @@ func TenantServiceRows(s TenantService) []nb.Row {
 		rows = append(rows, s.entrance(ip)...)
 	}
 	return rows
+}
+
+// place is where the load balancers are: on the network's switch, or in the group of all its switches.
+func (s TenantService) place() nb.Ref {
+	if s.Layer3 {
+		return nb.Ref{Table: nb.LoadBalancerGroupTable, Key: ServicesOf(s.Network)}
+	}
+	return nb.Ref{Table: nb.LogicalSwitchTable, Key: NetworkSwitch(s.Network)}
 }
 
 // entrance leads from the nodes to a cluster IP; pods and tenants are refused before. A packet can step from the transit

@@ -211,7 +211,10 @@ func (l *theLab) connect() error {
 	if datapath != ovs.Userspace {
 		return fmt.Errorf("the datapath is %s, want the one that was asked for", datapath)
 	}
-	l.guard, err = link.NewShield()
+	shield, err := link.NewShield()
+	l.guard = link.Workloads{Guard: shield, Refused: func(_ context.Context, device string, err error) {
+		panic(fmt.Sprintf("%s: %v", device, err)) // every test here would show less than it says
+	}}
 	return err
 }
 

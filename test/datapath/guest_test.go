@@ -21,6 +21,8 @@ import (
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 
+	"patchbay/internal/agent/link/advert"
+	"patchbay/internal/agent/netns"
 	"patchbay/internal/netconf"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/topology"
@@ -53,6 +55,9 @@ func newGuest(t *testing.T, name, node string, n topology.Network, index int) *g
 		_ = run(fmt.Sprintf("ovs-vsctl --db=unix:%s del-port v-%s; ip netns del %s", path(node, "db.sock"), name, name))
 	})
 	must(t, lab.plug(name, node, topology.NICPort("vms", name, "default"), "", podnetworks.Network{MAC: g.MAC, MTU: n.MTU}))
+	if len(n.Subnets) > 0 {
+		must(t, netns.Do(namespace(node), func() error { return advert.Drop("v-" + name) })) // as the agent does
+	}
 	// Not the link-local address that follows from the MAC: guests choose others.
 	must(t, run(fmt.Sprintf(`nsenter --net=%s sysctl -qw net.ipv6.conf.eth0.addr_gen_mode=1 net.ipv6.conf.eth0.disable_ipv6=0
 ip -n %s addr add %s/64 dev eth0 nodad`, namespace(name), name, g.lla)))
@@ -384,6 +389,7 @@ func pretences(t *testing.T, g *guest) map[string][]byte {
 		"ND with another MAC":  icmp6(t, g.MAC, g.lla, "ff02::1", &ndp.NeighborAdvertisement{Override: true, TargetAddress: own6, Options: []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Target, Addr: stolen}}}),
 		"DHCPv4 server":        datagram(g.MAC, port(own4, 67), port(all4, 68), "offer"),
 		"DHCPv6 server":        datagram(g.MAC, port(g.lla, 547), port(nodes, 546), "advertise"),
+		"a router":             icmp6(t, g.MAC, g.lla, "ff02::1", &ndp.RouterAdvertisement{RouterLifetime: time.Hour}),
 	}
 }
 
@@ -425,7 +431,6 @@ func TestGuestsOfABareNetworkAreFree(t *testing.T) {
 	from, to := newWire(t, free.name), newWire(t, witness.name)
 	marker := datagram(free.MAC, netip.MustParseAddrPort("192.168.0.1:5000"), netip.MustParseAddrPort("255.255.255.255:5001"), "marker")
 	frames := pretences(t, free)
-	frames["a router"] = icmp6(t, free.MAC, free.lla, "ff02::1", &ndp.RouterAdvertisement{RouterLifetime: time.Hour})
 	frames["RARP"] = ethernet(broadcastMAC, free.MAC, 0x8035, make([]byte, 28))
 	frames["no IP at all"] = ethernet(broadcastMAC, free.MAC, 0x88b5, []byte("experiment"))
 	for name, frame := range frames {

@@ -26,7 +26,7 @@ var (
 func (l *theLab) startTenants() error {
 	for i, name := range []string{"red", "blue"} {
 		t := &tenant{gateway: topology.Gateway{
-			Network: name, ID: i + 1, Subnets: tenantSubnets, Chassis: []string{l.nodes[i].Name},
+			Network: name, ID: i + 1, Subnets: tenantSubnets, Chassis: []string{l.nodes[i].Name}, Switches: []string{topology.NetworkSwitch(name)},
 		}}
 		l.tenants[name] = t
 		t.apply()

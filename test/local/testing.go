@@ -192,7 +192,7 @@ type Guest struct {
 func (c *Cluster) Guest(t *testing.T, namespace, name string) *Guest {
 	t.Helper()
 	c.Running(t, namespace, name)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	console, err := guestshell.Dial(ctx, c.Config, namespace, name)
 	if err != nil {

@@ -215,13 +215,21 @@ func (p *Plugin) connect(ctx context.Context, w *wiring) error {
 
 // plugIn makes a pair of devices and plugs it.
 func (p *Plugin) plugIn(ctx context.Context, pod podnet.Pod, i podnet.Interface) error {
-	if err := link.Connect(ctx, p.Guard, vethOf(pod, i)); err != nil {
+	if err := link.Connect(ctx, p.guardOf(i), vethOf(pod, i)); err != nil {
 		return fmt.Errorf("make %s: %w", i.Name, err)
 	}
 	if err := p.Ports.Plug(ctx, portOf(pod, i)); err != nil {
 		return fmt.Errorf("plug %s: %w", i.Name, err)
 	}
 	return nil
+}
+
+// guardOf guards an interface. On a network that gives no addresses a pod may be the router.
+func (p *Plugin) guardOf(i podnet.Interface) link.Guard {
+	if len(i.IPs) == 0 {
+		return link.MayRoute(p.Guard)
+	}
+	return p.Guard
 }
 
 // delegate has another plugin make the interface, if it is one of those.

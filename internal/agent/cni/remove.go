@@ -159,6 +159,9 @@ func (p *Plugin) collect(ctx context.Context, wanted func(podnet.Pod) bool, keep
 		pods[string(pod.UID)], pods[pod.ContainerID] = true, true
 		for _, i := range pod.Interfaces {
 			devices[i.HostName] = true
+			if isVeth(i) {
+				link.Silence(ctx, p.guardOf(i), i.HostName)
+			}
 		}
 	}
 	errs = append(errs, p.removeStray(ctx, devices, keep), p.unplugStrayTaps(ctx, pods), p.detachStray(ctx, pods, keep))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sigs.k8s.io/knftables"
@@ -30,12 +31,11 @@ const (
 // reservedPorts never reach a guest from outside (spec/chapter9.md 9.2.1-C6).
 const reservedPorts = "{ 49152, 49153 }"
 
-// Facts of an Istio-compatible sidecar: the ports it listens on, the port that bypasses it, and the source address of the
-// connections it opens to the application.
-const (
-	meshPorts    = "{ 15000, 15001, 15004, 15006, 15008, 15009, 15020, 15021, 15053, 15090 }"
-	unmeshedPort = 22
-)
+// MeshPorts are the TCP ports that an Istio-compatible sidecar listens on.
+var MeshPorts = []uint16{15000, 15001, 15004, 15006, 15008, 15009, 15020, 15021, 15053, 15090}
+
+// More facts of it: the port that bypasses it, and the source address of the connections it opens to the application.
+const unmeshedPort = 22
 
 var meshSource = netip.MustParseAddr("127.0.0.6")
 
@@ -168,7 +168,7 @@ func (in *inbound) everything() {
 		in.admit(Port{Protocol: "tcp", First: unmeshedPort, Last: unmeshedPort}.match())
 		for _, chain := range []string{output, postInbound} {
 			if in.sources != nil {
-				in.rule(chain, "tcp dport", meshPorts, "ip saddr 127.0.0.1", "return")
+				in.rule(chain, "tcp dport", portSet(MeshPorts), "ip saddr 127.0.0.1", "return")
 			}
 		}
 	} else {
@@ -202,3 +202,12 @@ func (in *inbound) loopback(match string) {
 }
 
 func set(members []string) string { return "{ " + strings.Join(members, ", ") + " }" }
+
+// portSet is ports as nftables writes a set of them.
+func portSet(ports []uint16) string {
+	words := make([]string, len(ports))
+	for i, p := range ports {
+		words[i] = strconv.Itoa(int(p))
+	}
+	return "{ " + strings.Join(words, ", ") + " }"
+}

@@ -216,6 +216,7 @@ func (t takeUp) plan(ctx context.Context, all cards) (protocol.Start, error) {
 	if err != nil {
 		return protocol.Start{}, final(err)
 	}
+	plan.Passt = all.passt()
 	return plan, nil
 }
 

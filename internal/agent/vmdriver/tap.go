@@ -66,7 +66,7 @@ func (w *Taps) Open(ctx context.Context, nic NIC) (*Wired, error) {
 }
 
 func (w *Taps) plug(ctx context.Context, nic NIC, i podnet.Interface, tap link.Tap) error {
-	if err := link.ConfigureTap(ctx, w.Guard, tap); err != nil {
+	if err := link.ConfigureTap(ctx, w.guardOf(i), tap); err != nil {
 		return err
 	}
 	if err := w.Ports.Plug(ctx, tapPort(nic, i, tap)); err != nil {
@@ -94,7 +94,7 @@ func (w *Taps) Refresh(ctx context.Context, nic NIC) (*Wired, error) {
 	if !stands {
 		return nil, fmt.Errorf("interface %q: the guest's tap %s is gone; restart the VM", nic.Interface.Name, tap.Name)
 	}
-	if err := link.ConfigureTap(ctx, w.Guard, tap); err != nil {
+	if err := link.ConfigureTap(ctx, w.guardOf(i), tap); err != nil {
 		return nil, err
 	}
 	if err := w.Ports.Plug(ctx, tapPort(nic, i, tap)); err != nil {
@@ -106,6 +106,14 @@ func (w *Taps) Refresh(ctx context.Context, nic NIC) (*Wired, error) {
 // Leave implements Leaver.
 func (w *Taps) Leave(ctx context.Context, nic NIC) error {
 	return w.Ports.Unplug(ctx, tapName(nic))
+}
+
+// guardOf guards a tap. On a network that gives no addresses a guest may be the router.
+func (w *Taps) guardOf(i podnet.Interface) link.Guard {
+	if len(i.IPs) == 0 {
+		return link.MayRoute(w.Guard)
+	}
+	return w.Guard
 }
 
 func (w *Taps) wired(nic NIC, i podnet.Interface) *Wired {

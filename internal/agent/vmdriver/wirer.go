@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path"
 	"slices"
 
 	virtv1 "kubevirt.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 	"patchbay/internal/agent/neighbours"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/agent/vmstate"
+	"patchbay/internal/launcher/protocol"
 	"patchbay/internal/qemu"
 )
 
@@ -57,8 +59,10 @@ type NIC struct {
 
 // Wired is a joined network card.
 type Wired struct {
-	Files    []*os.File // the tap, one per queue; nil after Refresh
-	Vhost    []*os.File // kernel backends of the queues, as many as Files, or none
+	Files []*os.File // the tap, one per queue; nil after Refresh
+	Vhost []*os.File // kernel backends of the queues, as many as Files, or none
+	// Passt is the process that takes the tap's place; nil: there is a tap.
+	Passt    *protocol.Passt
 	MAC      net.HardwareAddr
 	MTU      int
 	Offloads bool // the other side of the tap takes partial checksums and large segments
@@ -129,7 +133,7 @@ func guestMAC(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface) (net.Hardw
 // queuesOf is how many queues a NIC gets: one per virtual CPU if the guest asked for it and its device can.
 func queuesOf(vmi *virtv1.VirtualMachineInstance, i virtv1.Interface) int {
 	wanted := vmi.Spec.Domain.Devices.NetworkInterfaceMultiQueue
-	if wanted == nil || !*wanted || i.Model != "" && i.Model != virtv1.VirtIO {
+	if wanted == nil || !*wanted || i.Model != "" && i.Model != virtv1.VirtIO || bindingOf(i) == BindingPasst {
 		return 1
 	}
 	return min(vcpus(vmi), maxQueues)
@@ -298,9 +302,22 @@ func (all cards) plan() (nics []qemu.NIC, files []*os.File) {
 			return positions
 		}
 		nic.FDs, nic.VhostFDs = add(c.Files), add(c.Vhost)
+		if c.Passt != nil {
+			nic.Socket = path.Join(protocol.RunDir, protocol.PasstName)
+		}
 		nics = append(nics, nic)
 	}
 	return nics, files
+}
+
+// passt is the process that one of the cards wants; only the pod network has such, and a machine joins it once.
+func (all cards) passt() *protocol.Passt {
+	for _, c := range all {
+		if c.Passt != nil {
+			return c.Passt
+		}
+	}
+	return nil
 }
 
 // describe is the cards as the status needs them.

@@ -36,10 +36,8 @@ func nodeUnits(in Input, node layout.Node) []supervise.Unit {
 			Started: func(ctx context.Context) error { return openvswitch.EnsureChassis(ctx, chassis) },
 		},
 		{
-			Name: VSwitchd, Command: vswitchdCommand(in, node), After: []string{name(OVSDB)}, Probe: controlProbe(node.Path("ovs", "vswitchd.ctl"), "version"),
+			Name: VSwitchd, Command: vswitchdCommand(in, node), After: []string{name(OVSDB)}, Probe: in.switchProbe(node),
 			Prepare: func(ctx context.Context) error { return flowWait(ctx, node, openvswitch.ReplaceFlows) },
-			// The user space datapath makes the bridge's device anew with every start.
-			Started: func(context.Context) error { return fabric.EnsureNodeAddresses(in.fabric(), node) },
 		},
 		{
 			Name: OVNController, Command: ovnControllerCommand(in, node), After: []string{name(VSwitchd), Southbound},
@@ -94,6 +92,18 @@ func (in Input) chassis(node layout.Node) openvswitch.Chassis {
 		Bridge:      fabric.NodeBridge,
 		BridgeMAC:   node.MAC().String(),
 		MTU:         in.Settings.FabricMTU,
+	}
+}
+
+// switchProbe keeps the node's addresses, too. The user space datapath makes the bridge's device anew with every start, and takes it
+// down for a moment when it sets its MAC address, some time later: the kernel forgets the IPv6 address then.
+func (in Input) switchProbe(node layout.Node) func(context.Context) error {
+	answers := controlProbe(node.Path("ovs", "vswitchd.ctl"), "version")
+	return func(ctx context.Context) error {
+		if err := answers(ctx); err != nil {
+			return err
+		}
+		return fabric.EnsureNodeAddresses(in.fabric(), node)
 	}
 }
 

@@ -113,6 +113,32 @@ func (id Identity) inCgroup(dir string) bool {
 	return err == nil && cgroup.Holds(id.Cgroup, string(data))
 }
 
+// otherHome finds a cluster of the same name that lives under another home directory: its namespaces have the same names, its
+// processes another mark. It returns that cluster's directory, empty when there is none.
+func (id Identity) otherHome() (string, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return "", fmt.Errorf("list processes: %w", err)
+	}
+	for _, entry := range entries {
+		dir := filepath.Join("/proc", entry.Name())
+		if _, err := strconv.Atoi(entry.Name()); err != nil || !id.inNamespace(dir) {
+			continue
+		}
+		environment, _ := os.ReadFile(filepath.Join(dir, "environ"))
+		for variable := range bytes.SplitSeq(environment, []byte{0}) {
+			mark, ok := strings.CutPrefix(string(variable), supervise.MarkVariable+"=")
+			if !ok {
+				continue
+			}
+			if home := mark[:max(0, strings.LastIndexByte(mark, ':'))]; home != "" && home != id.Mark {
+				return home, nil
+			}
+		}
+	}
+	return "", nil
+}
+
 // inherits tells whether a process or one of its ancestors belongs to the cluster.
 func inherits(processes map[int]*process, p *process) bool {
 	for p != nil {

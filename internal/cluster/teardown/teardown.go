@@ -27,11 +27,23 @@ type Report struct {
 	Directory  string   `json:"directory"`
 }
 
+// ErrOtherHome says that there is only a cluster of the same name which is not the caller's.
+var ErrOtherHome = errors.New("the running cluster of this name has another home directory")
+
 // Run removes a cluster. Run again, or on half a cluster, it removes what is left.
 func Run(ctx context.Context, c layout.Cluster) (Report, error) {
 	report := Report{Name: c.Name, Directory: c.Dir(), Namespaces: networkNames(c)}
 	id := Identity{Mark: c.Dir(), Cgroup: c.CgroupParent(), Namespaces: namespaceInodes(c, report.Namespaces)}
 	_, err := os.Stat(c.Dir())
+	if errors.Is(err, fs.ErrNotExist) {
+		other, err := id.otherHome()
+		if err != nil {
+			return report, err
+		}
+		if other != "" {
+			return report, fmt.Errorf("%w: it lives in %s; set %s=%s to remove it", ErrOtherHome, other, layout.HomeVariable, filepath.Dir(other))
+		}
+	}
 	report.Existed = err == nil || len(report.Namespaces) > 0 || cgroup.Exists(c.CgroupParent())
 	if report.Processes, err = id.killAll(ctx); err != nil {
 		return report, err

@@ -2,11 +2,13 @@ package teardown
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -173,6 +175,30 @@ func TestRunOnNothing(t *testing.T) {
 	report, err := Run(t.Context(), c)
 	if err != nil || report.Existed {
 		t.Errorf("report %+v, %v", report, err)
+	}
+}
+
+// Two users of one host may have a cluster of the same name each, under different homes; only one of them can run.
+func TestTheClusterOfAnotherHomeIsSpared(t *testing.T) {
+	running := testCluster(t, "")
+	if _, err := namespace.CreateNetwork(running.FabricNamespace()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = namespace.DeleteNetwork(running.FabricNamespace()) })
+	pid := 0
+	err := namespace.InNetwork(running.FabricNamespace(), func() error {
+		pid = begin(t, sleeper(supervise.MarkPrefix(running.Dir())+"etcd"))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := layout.Cluster{Home: t.TempDir(), Name: running.Name}
+	if _, err := Run(t.Context(), other); !errors.Is(err, ErrOtherHome) || !strings.Contains(err.Error(), "set PATCHBAY_HOME="+running.Home+" ") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
+		t.Error("the other cluster's process was ended")
 	}
 }
 

@@ -41,6 +41,8 @@ type Pod struct {
 type Config struct {
 	// SharedPIDs leaves the launcher in the host's process namespace, where it is not the first process.
 	SharedPIDs bool
+	// Netns is the path of the pod's network namespace; empty: the host's, where nothing must be opened.
+	Netns string
 }
 
 // script builds the pod's root in a mount namespace of its own and becomes the launcher. The directories of the image are the host's.
@@ -72,12 +74,15 @@ func Start(t testing.TB, config Config) *Pod {
 		must(t, os.Mkdir(d, 0o755))
 		must(t, os.Chown(d, user, user))
 	}
-	args := []string{"--mount", "--propagation", "private"}
+	args := []string{"unshare", "--mount", "--propagation", "private"}
+	if config.Netns != "" {
+		args = append([]string{"nsenter", "--net=" + config.Netns, "--no-fork"}, args...)
+	}
 	if !config.SharedPIDs {
 		args = append(args, "--pid", "--fork")
 	}
 	args = append(args, "sh", "-c", script, "pod", root, binary(t), p.RunPath, p.Disks, p.Volumes)
-	p.command = exec.Command("unshare", args...)
+	p.command = exec.Command(args[0], args[1:]...)
 	p.command.Stdout, p.command.Stderr = p.log, p.log
 	p.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, p.command.Start())
@@ -150,21 +155,30 @@ func (p *Pod) launcherPID(t testing.TB, config Config) int {
 // QEMUPID is QEMU's number on the host.
 func (p *Pod) QEMUPID(t testing.TB) int {
 	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID))
+	pid, err := p.Child("qemu-system")
 	must(t, err)
+	return pid
+}
+
+// Child is the number on the host of the launcher's child whose name begins so.
+func (p *Pod) Child(name string) (int, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID))
+	if err != nil {
+		return 0, err
+	}
 	for _, task := range tasks {
 		text, err := os.ReadFile(task)
 		if err != nil {
 			continue // that thread has ended
 		}
-		if fields := strings.Fields(string(text)); len(fields) > 0 {
-			pid, err := strconv.Atoi(fields[0])
-			must(t, err)
-			return pid
+		for _, child := range strings.Fields(string(text)) {
+			comm, _ := os.ReadFile("/proc/" + child + "/comm")
+			if strings.HasPrefix(string(comm), name) {
+				return strconv.Atoi(child)
+			}
 		}
 	}
-	t.Fatal("the launcher has no child")
-	return 0
+	return 0, fmt.Errorf("the launcher has no child %s", name)
 }
 
 // Signal sends a signal to the launcher.

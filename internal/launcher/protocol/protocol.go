@@ -32,6 +32,11 @@ const (
 	SeedName    = "seed.iso"     // the cloud-init disk
 	ConsoleLog  = "serial0.log"  // the last output of the serial console, at most ConsoleLogSize bytes
 	ConsolePipe = "serial0.pipe" // named pipe from QEMU to the launcher, which keeps ConsoleLog
+	PasstName   = "passt.sock"   // where QEMU waits for passt
+	PasstLog    = "passt.log"    // what passt complains of, at most PasstLogSize bytes
+
+	// PasstLogSize bounds PasstLog in bytes.
+	PasstLogSize = 64 << 10
 
 	// ConsoleLogSize bounds ConsoleLog in bytes: a guest must not fill the pod's memory by printing.
 	ConsoleLogSize = 256 << 10
@@ -88,8 +93,21 @@ type Start struct {
 	KernelPath string `json:"kernelPath,omitempty"`
 	InitrdPath string `json:"initrdPath,omitempty"`
 	FDs        int    `json:"fds"` // descriptors attached to the request
+	// Passt carries the packets of the NIC whose backend waits at PasstName; nil: there is none.
+	Passt *Passt `json:"passt,omitempty"`
 	// GraceSeconds is how long a guest may take to power down when the pod is told to end, before it is cut off.
 	GraceSeconds int64 `json:"graceSeconds"`
+}
+
+// Passt is a process beside QEMU that turns a NIC's packets into connections of the pod, and the pod's into packets.
+type Passt struct {
+	// Args are its arguments, but for those that the launcher adds: how it reaches QEMU, where it complains, and ports.
+	Args []string `json:"args"`
+	// TCP and UDP are the ports of the pod that lead to the guest. When there are none of either, all but Except do, as far as the
+	// pod's limit of open files allows: each takes a socket.
+	TCP    []uint16 `json:"tcp,omitempty"`
+	UDP    []uint16 `json:"udp,omitempty"`
+	Except []uint16 `json:"except,omitempty"`
 }
 
 // DiskKind says how a disk's file comes to be.

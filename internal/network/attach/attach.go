@@ -162,6 +162,9 @@ func (f Facts) askPrimary(w *Wish, n netconf.Network) error {
 		return err
 	}
 	if nic, ok := f.podNIC(); ok && f.tap(nic) {
+		if n.Topology == netconf.Layer3 {
+			return f.podsOnly(nic, n)
+		}
 		w.NIC = nic.Name
 		if request.MAC == "" {
 			request.MAC = nic.MacAddress
@@ -209,6 +212,9 @@ func (f Facts) secondary(i int, s selection) (w Wish, ours bool, err error) {
 		w.Interface = fmt.Sprintf("net%d", i+1)
 	}
 	if nic, ok := f.networkNIC(s); ok && f.tap(nic) {
+		if d.Network.Topology == netconf.Layer3 {
+			return w, false, f.podsOnly(nic, d.Network)
+		}
 		w.NIC = nic.Name
 	}
 	return w, true, f.askSecondary(&w, s, d.Network)
@@ -236,4 +242,10 @@ func (f Facts) askSecondary(w *Wish, s selection, n netconf.Network) (err error)
 		w.Static = append(w.Static, p)
 	}
 	return nil
+}
+
+// podsOnly says why a machine's interface cannot be on a layer3 network.
+func (f Facts) podsOnly(nic virtv1.Interface, n netconf.Network) error {
+	return fmt.Errorf("interface %q of machine %s/%s cannot be on network %s: its topology is layer3, where an address belongs to a node and a machine could not move with it; "+
+		"use a network of topology layer2, or the masquerade binding, which needs no address of the network in the guest", nic.Name, f.Pod.Namespace, f.VMI.Name, n.Name)
 }

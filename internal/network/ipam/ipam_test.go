@@ -251,3 +251,45 @@ func checkLeases(t *testing.T, step int, l *Leases, written map[string]Lease, su
 		}
 	}
 }
+
+// TestSlicesOfSeveralRanges: each node has one slice per family, never somebody else's, whatever comes and goes.
+func TestSlicesOfSeveralRanges(t *testing.T) {
+	ranges := []Range{
+		{netip.MustParsePrefix("10.30.0.0/23"), 24}, {netip.MustParsePrefix("fd00:30::/62"), 64}, {netip.MustParsePrefix("10.40.0.0/24"), 25},
+	}
+	random := rand.New(rand.NewPCG(3, 4))
+	s := NewSlices(ranges...)
+	for range 2000 {
+		node := fmt.Sprint("node-", random.IntN(6))
+		switch random.IntN(4) {
+		case 0:
+			s.Release(node)
+		case 1: // a restart knows what was written down
+			restored := NewSlices(ranges...)
+			for owner, have := range s.Owners() {
+				if err := restored.Restore(owner, have); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s = restored
+		default:
+			got, err := s.Assign(node)
+			if err != nil {
+				if len(s.Owners()) < 4 {
+					t.Fatalf("%s has nothing while %d nodes of 4 have slices: %v", node, len(s.Owners()), err)
+				}
+				continue
+			}
+			if len(got) != 2 || !got[0].Addr().Is4() || got[1].Bits() != 64 {
+				t.Fatalf("%s has %v", node, got)
+			}
+		}
+		for a, x := range s.Owners() {
+			for b, y := range s.Owners() {
+				if a != b && (x[0].Overlaps(y[0]) || x[1].Overlaps(y[1])) {
+					t.Fatalf("%s has %v, %s has %v", a, x, b, y)
+				}
+			}
+		}
+	}
+}

@@ -2,10 +2,10 @@ package ipam
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Range is a range that is cut into slices of equal length.
@@ -46,17 +46,32 @@ func (r Range) index(slice netip.Prefix) int {
 	return index
 }
 
-// Slices gives each owner one slice of every range.
+// Slices gives each owner one slice per family. Where several ranges are of one family, a slice comes from the first that has one left.
 type Slices struct {
-	ranges []Range
-	next   []int // where the search goes on, so that a slice rests after it was given back
-	owners map[string][]netip.Prefix
-	taken  map[netip.Prefix]string
+	families []*rangeList
+	owners   map[string][]netip.Prefix
+	taken    map[netip.Prefix]string
 }
 
-// NewSlices makes the book of some ranges.
+// rangeList is the ranges of one family, and for each where the search goes on, so that a slice rests after it was given back.
+type rangeList struct {
+	ranges []Range
+	next   []int
+}
+
+// NewSlices makes the book of some ranges. An owner's slices are in the order in which the families come first.
 func NewSlices(ranges ...Range) *Slices {
-	return &Slices{ranges: ranges, next: make([]int, len(ranges)), owners: map[string][]netip.Prefix{}, taken: map[netip.Prefix]string{}}
+	s := &Slices{owners: map[string][]netip.Prefix{}, taken: map[netip.Prefix]string{}}
+	for _, r := range ranges {
+		at := slices.IndexFunc(s.families, func(l *rangeList) bool { return l.ranges[0].CIDR.Addr().Is4() == r.CIDR.Addr().Is4() })
+		if at < 0 {
+			s.families = append(s.families, &rangeList{})
+			at = len(s.families) - 1
+		}
+		s.families[at].ranges = append(s.families[at].ranges, r)
+		s.families[at].next = append(s.families[at].next, 0)
+	}
+	return s
 }
 
 // Of are an owner's slices, nil when it has none.
@@ -67,12 +82,12 @@ func (s *Slices) Owners() map[string][]netip.Prefix { return s.owners }
 
 // Restore books slices that the owner had before. Later ones are searched after them.
 func (s *Slices) Restore(owner string, prefixes []netip.Prefix) error {
-	if len(prefixes) != len(s.ranges) {
-		return fmt.Errorf("%s has %d slices, the cluster has %d ranges", owner, len(prefixes), len(s.ranges))
+	if len(prefixes) != len(s.families) {
+		return fmt.Errorf("%s has %d slices, there are ranges of %d families", owner, len(prefixes), len(s.families))
 	}
 	for i, p := range prefixes {
-		if !s.ranges[i].has(p) {
-			return fmt.Errorf("slice %s of %s is not a /%d of %s", p, owner, s.ranges[i].Length, s.ranges[i].CIDR)
+		if s.families[i].of(p) < 0 {
+			return fmt.Errorf("slice %s of %s is not a slice of %s", p, owner, s.families[i])
 		}
 		if other, taken := s.taken[p]; taken && other != owner {
 			return fmt.Errorf("slice %s of %s belongs to %s", p, owner, other)
@@ -81,22 +96,24 @@ func (s *Slices) Restore(owner string, prefixes []netip.Prefix) error {
 	s.Release(owner)
 	for i, p := range prefixes {
 		s.taken[p] = owner
-		s.next[i] = max(s.next[i], s.ranges[i].index(p)+1)
+		l := s.families[i]
+		at := l.of(p)
+		l.next[at] = max(l.next[at], l.ranges[at].index(p)+1)
 	}
 	s.owners[owner] = slices.Clone(prefixes)
 	return nil
 }
 
-// Assign gives an owner a free slice of every range, or the ones it has.
+// Assign gives an owner a free slice of every family, or the ones it has.
 func (s *Slices) Assign(owner string) ([]netip.Prefix, error) {
 	if have := s.owners[owner]; have != nil {
 		return have, nil
 	}
-	prefixes := make([]netip.Prefix, len(s.ranges))
-	for i := range s.ranges {
-		free, ok := s.free(i)
+	prefixes := make([]netip.Prefix, len(s.families))
+	for i, l := range s.families {
+		free, ok := s.free(l)
 		if !ok {
-			return nil, errors.New("every slice of " + s.ranges[i].CIDR.String() + " belongs to a node; choose longer node prefixes or a larger range")
+			return nil, fmt.Errorf("every slice of %s belongs to a node; choose longer node prefixes or a larger range", l)
 		}
 		prefixes[i] = free
 	}
@@ -107,16 +124,31 @@ func (s *Slices) Assign(owner string) ([]netip.Prefix, error) {
 	return prefixes, nil
 }
 
-func (s *Slices) free(i int) (netip.Prefix, bool) {
-	r := s.ranges[i]
-	for n := range r.count() {
-		at := (s.next[i] + n) % r.count()
-		if p := r.slice(at); s.taken[p] == "" {
-			s.next[i] = (at + 1) % r.count()
-			return p, true
+func (s *Slices) free(l *rangeList) (netip.Prefix, bool) {
+	for i, r := range l.ranges {
+		for n := range r.count() {
+			at := (l.next[i] + n) % r.count()
+			if p := r.slice(at); s.taken[p] == "" {
+				l.next[i] = (at + 1) % r.count()
+				return p, true
+			}
 		}
 	}
 	return netip.Prefix{}, false
+}
+
+// of is the place of the range that a slice belongs to, -1 if it is none's.
+func (l *rangeList) of(slice netip.Prefix) int {
+	return slices.IndexFunc(l.ranges, func(r Range) bool { return r.has(slice) })
+}
+
+// String names the ranges with the length of their slices.
+func (l *rangeList) String() string {
+	var texts []string
+	for _, r := range l.ranges {
+		texts = append(texts, fmt.Sprintf("%s (in slices of /%d)", r.CIDR, r.Length))
+	}
+	return strings.Join(texts, " and ")
 }
 
 // Release gives back what an owner has.

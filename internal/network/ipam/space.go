@@ -40,6 +40,7 @@ type Addresses struct {
 type Request struct {
 	Holder string
 	User   string
+	Node   string // where the user is; matters to a Sliced only
 	// Owner is whose MAC it is. Holders of one owner may have the same, because they are never there at once: the two pods of a
 	// machine that moves.
 	Owner string

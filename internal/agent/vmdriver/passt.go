@@ -1,0 +1,144 @@
+package vmdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/agent/masquerade"
+	"patchbay/internal/agent/netns"
+	"patchbay/internal/agent/podnet"
+	"patchbay/internal/launcher/protocol"
+)
+
+// Passt wires NICs with the passt binding: a process in the pod, which the launcher keeps, turns the guest's packets into connections
+// of the pod. The guest has the addresses of the pod's interface, and the pod's interface keeps them too.
+type Passt struct{}
+
+// Open implements Wirer.
+func (Passt) Open(_ context.Context, nic NIC) (*Wired, error) { return wirePasst(nic) }
+
+// Refresh implements Wirer: nothing of the agent surrounds the guest.
+func (Passt) Refresh(_ context.Context, nic NIC) (*Wired, error) { return wirePasst(nic) }
+
+func wirePasst(nic NIC) (*Wired, error) {
+	if nic.Network.Pod == nil {
+		return nil, fmt.Errorf("interface %q: passt joins the pod network only; use bridge on other networks", nic.Interface.Name)
+	}
+	uplink, err := nic.uplink()
+	if err != nil {
+		return nil, err
+	}
+	if uplink.Tap {
+		return nil, fmt.Errorf("interface %q: the port of its network waits for a tap, which passt has not", nic.Interface.Name)
+	}
+	process, err := planPasst(nic, uplink)
+	if err != nil {
+		return nil, err
+	}
+	ips := masquerade.PodIPs(uplink)
+	return &Wired{
+		MAC: nic.MAC, MTU: uplink.MTU, Offloads: true,
+		IPs: ips, PodInterface: uplink.Name, Passt: process,
+		Dial: func(ctx context.Context, network string, port uint16) (net.Conn, error) {
+			return dialPod(ctx, nic.Pod.Netns, network, ips, port)
+		},
+	}, nil
+}
+
+// planPasst is what the launcher runs: everything that passt would otherwise find out is told, so that it does not depend on the order
+// of the pod's interfaces and routes.
+func planPasst(nic NIC, uplink podnet.Interface) (*protocol.Passt, error) {
+	args := []string{
+		"--interface", uplink.Name,
+		"--mtu", strconv.Itoa(uplink.MTU),
+		// The gateway is the network's, not a name for the pod's loopback.
+		"--no-map-gw",
+	}
+	var v4, v6 bool
+	for _, ip := range masquerade.PodIPs(uplink) {
+		n := slices.IndexFunc(uplink.IPs, func(p netip.Prefix) bool { return p.Addr() == ip })
+		args = append(args, "--address", ip.String())
+		if ip.Is6() {
+			v6 = true
+			args = append(args, "--gateway", masquerade.GatewayLinkLocal.String(), "--outbound-if6", uplink.Name)
+			continue
+		}
+		v4 = true
+		args = append(args, "--netmask", strconv.Itoa(uplink.IPs[n].Bits()), "--outbound-if4", uplink.Name)
+		if g := slices.IndexFunc(uplink.Gateways, netip.Addr.Is4); g >= 0 {
+			args = append(args, "--gateway", uplink.Gateways[g].String())
+		}
+	}
+	switch {
+	case !v4 && !v6:
+		return nil, fmt.Errorf("interface %q: the pod's interface %s has no address; use bridge on a network without addresses", nic.Interface.Name, uplink.Name)
+	case !v6:
+		args = append(args, "--ipv4-only")
+	case !v4:
+		args = append(args, "--ipv6-only")
+	}
+	p := &protocol.Passt{Args: append(args, passtNames(nic)...)}
+	p.TCP, p.UDP = passtPorts(nic.Interface.Ports)
+	if strings.EqualFold(nic.VMI.Annotations[istioInject], "true") {
+		p.Except = masquerade.MeshPorts
+	}
+	return p, nil
+}
+
+// passtNames is what the guest learns of name resolution.
+func passtNames(nic NIC) []string {
+	var args []string
+	for _, server := range nic.DNS.Servers {
+		args = append(args, "--dns", server.String())
+	}
+	if len(args) == 0 {
+		args = []string{"--dns", "none"}
+	}
+	search := "none"
+	if len(nic.DNS.Search) > 0 {
+		search = strings.Join(nic.DNS.Search, " ")
+	}
+	return append(args, "--search", search)
+}
+
+func passtPorts(ports []virtv1.Port) (tcp, udp []uint16) {
+	for _, p := range ports {
+		if strings.EqualFold(p.Protocol, "udp") {
+			udp = append(udp, uint16(p.Port))
+		} else {
+			tcp = append(tcp, uint16(p.Port))
+		}
+	}
+	slices.Sort(tcp)
+	slices.Sort(udp)
+	return slices.Compact(tcp), slices.Compact(udp)
+}
+
+// dialPod connects to the guest from its pod, by the pod's own address, which leads to it where a port is forwarded.
+func dialPod(ctx context.Context, path, network string, ips []netip.Addr, port uint16) (net.Conn, error) {
+	var errs []error
+	for _, ip := range ips {
+		var conn net.Conn
+		err := netns.Do(path, func() (err error) {
+			dialer := net.Dialer{FallbackDelay: -1, Timeout: dialLimit} // as in dialInside
+			conn, err = dialer.DialContext(ctx, network, netip.AddrPortFrom(ip, port).String())
+			return err
+		})
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+		if !isSilence(err) {
+			break
+		}
+	}
+	return nil, errors.Join(errs...)
+}
