@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/test/local"
 )
 
 // movableTenantVM is tenantVM without a node.
@@ -19,7 +21,9 @@ func TestSharedPrimaryNetwork(t *testing.T) {
 	a, b := tenantPair(t, "shares", "c9-shared")
 	stranger := newIsolated(t)
 	plain := pod(t, cluster.Namespace(t), "plain", "node-1")
-	cluster.Apply(t, a, movableTenantVM, map[string]string{"name": "mover", "key": ""})
+	user := cluster.NewClient(t)
+	key, public := user.Key(t, "id_shared")
+	cluster.Apply(t, a, movableTenantVM, map[string]string{"name": "mover", "key": public})
 	cluster.Apply(t, b, tenantVM, map[string]string{"name": "peer", "node": "node-2", "key": ""})
 	box := pod(t, b, "box", "node-1")
 	mover, peer := machineAddresses(t, a, "mover"), machineAddresses(t, b, "peer")
@@ -52,12 +56,15 @@ func TestSharedPrimaryNetwork(t *testing.T) {
 			}
 		}
 	})
-	testTenantMigration(t, a, first, box, mover)
+	testTenantMigration(t, user, a, first, box, mover)
+	t.Run("9.1.3-C5 the same addresses after a migration and a restart of the guest", func(t *testing.T) {
+		restartedGuestAnswers(t, user, a, key, mover)
+	})
 }
 
 // testTenantMigration moves a machine while it talks to a pod.
-func testTenantMigration(t *testing.T, ns string, guest interface{ Run(string) string }, box toolbox, ips []string) {
-	box.must("(nc -l -p 9000 >/tmp/ticks 2>/dev/null &)")
+func testTenantMigration(t *testing.T, user *local.Client, ns string, guest interface{ Run(string) string }, box toolbox, ips []string) {
+	box.must("(sleep 3600 | nc -l -p 9000) </dev/null >/tmp/ticks 2>/dev/null &")
 	guest.Run("(while true; do echo tick; sleep 1; done | nc " + tenantAddresses(t, cluster.PodReady(t, box.namespace, box.name))[0] + " 9000 >/dev/null 2>&1 &)")
 	ticks := func() int {
 		n, _ := strconv.Atoi(box.must("grep -c tick /tmp/ticks || true"))
@@ -71,7 +78,6 @@ func testTenantMigration(t *testing.T, ns string, guest interface{ Run(string) s
 	})
 	before := cluster.Running(t, ns, "mover")
 	t.Run("9.3.2.2-C1 with layer2 and persistent addresses it can move", func(t *testing.T) {
-		user := cluster.NewClient(t)
 		if out, err := user.Run(t.Context(), "", "virtctl", "migrate", "mover", "-n", ns); err != nil {
 			t.Fatalf("%v %s", err, out)
 		}
@@ -103,16 +109,30 @@ func testTenantMigration(t *testing.T, ns string, guest interface{ Run(string) s
 			answersFrom(t, box, "the pod", ip)
 		}
 	})
-	t.Run("9.1.3-C5 the same addresses after a migration and a restart of the guest", func(t *testing.T) {
-		guest := cluster.Guest(t, ns, "mover")
-		booted := guest.Run("cat /proc/sys/kernel/random/boot_id")
-		if _, err := guest.Try("reboot"); err != nil {
-			t.Logf("the console after the guest restarted: %v", err)
+}
+
+// restartedGuestAnswers restarts a guest from inside, as its user does, and looks at its addresses afterwards.
+func restartedGuestAnswers(t *testing.T, user *local.Client, ns, key string, ips []string) {
+	const target = "cloud-user@vm/mover"
+	awaitSSH(t, user, ns, key, target)
+	const bootID = "cat /proc/sys/kernel/random/boot_id"
+	booted, err := sshTo(t.Context(), user, ns, key, target, bootID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster.Guest(t, ns, "mover").Run("(sleep 1; reboot) >/dev/null 2>&1 &") // takes its console along
+	cluster.Eventually(t, boot, "the guest starts again", func() error {
+		now, err := sshTo(t.Context(), user, ns, key, target, bootID)
+		if err == nil && now == booted {
+			err = fmt.Errorf("it has not stopped")
 		}
-		again := cluster.Guest(t, ns, "mover")
-		again.Eventually(cluster, boot, "cat /proc/sys/kernel/random/boot_id", func(now string) bool { return now != booted })
-		again.Eventually(cluster, boot, "ip -4 -o addr show dev eth0", contains("inet "+ips[0]+"/16"))
-		again.Eventually(cluster, soon, "ip -6 -o addr show dev eth0 scope global", contains("inet6 "+ips[1]+"/"))
-		answersFrom(t, again, "the machine", "203.203.0.1")
+		return err
+	})
+	cluster.Eventually(t, soon, "the addresses in the guest", func() error {
+		out, err := sshTo(t.Context(), user, ns, key, target, "ip -o addr show dev eth0")
+		if err == nil && (!strings.Contains(out, "inet "+ips[0]+"/16") || !strings.Contains(out, "inet6 "+ips[1]+"/")) {
+			err = fmt.Errorf("it has %s", out)
+		}
+		return err
 	})
 }
