@@ -1,6 +1,7 @@
 package chapter9
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -32,7 +33,9 @@ spec:
 // The HyperConverged object of 9.3.3 and 9.8, in a namespace where published documents put it.
 func TestHyperConverged(t *testing.T) {
 	kubectl(t, "create", "namespace", documentedHome)
-	t.Cleanup(func() { _, _ = cluster.Kubectl(t.Context(), "delete", "namespace", documentedHome, "--wait=false") })
+	t.Cleanup(func() {
+		_, _ = cluster.Kubectl(context.Background(), "delete", "namespace", documentedHome, "--wait=false")
+	})
 	cluster.Apply(t, documentedHome, hcoManifest, nil)
 	kubevirt := func(path string) string {
 		return kubectl(t, "get", "kubevirt", "-n", "patchbay-system", "-o", "jsonpath={.items[0].spec.configuration."+path+"}")

@@ -1,6 +1,7 @@
 package chapter9
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -66,7 +67,7 @@ func inNode(t *testing.T, node string, command ...string) string {
 func TestNodeNetworkPolicies(t *testing.T) {
 	t.Cleanup(func() {
 		for _, name := range []string{"nodebr", "bad", "mapping"} {
-			_, _ = cluster.Kubectl(t.Context(), "delete", "nncp", name, "--ignore-not-found")
+			_, _ = cluster.Kubectl(context.Background(), "delete", "nncp", name, "--ignore-not-found")
 		}
 	})
 	t.Run("9.1.1-C4 applying a manifest adds an interface to every node", func(t *testing.T) {
