@@ -259,3 +259,33 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestExtends(t *testing.T) {
+	parse := func(fields string) Network {
+		n, err := Parse("red/blue", nad(`"topology":"layer3","role":"primary",`+fields))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	small := parse(`"subnets":"10.30.0.0/16/24"`)
+	cases := map[string]struct {
+		fields string
+		want   bool
+	}{
+		"a further range":  {`"subnets":"10.30.0.0/16/24,10.31.0.0/16/24"`, true},
+		"the same":         {`"subnets":"10.30.0.0/16/24"`, false},
+		"another range":    {`"subnets":"10.31.0.0/16/24,10.32.0.0/16/24"`, false},
+		"other slices":     {`"subnets":"10.30.0.0/16/25,10.31.0.0/16/24"`, false},
+		"a further family": {`"subnets":"10.30.0.0/16/24,fd00:30::/48"`, false},
+		"another MTU, too": {`"subnets":"10.30.0.0/16/24,10.31.0.0/16/24","mtu":1300`, false},
+		"in another order": {`"subnets":"10.31.0.0/16/24,10.30.0.0/16/24"`, true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := parse(c.fields).Extends(small); got != c.want {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+		})
+	}
+}
