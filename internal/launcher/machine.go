@@ -66,6 +66,7 @@ func (m *machine) tell(command func(qmp.Machine, context.Context) error) {
 }
 
 func (m *machine) powerdown() { m.tell(qmp.Machine.Powerdown) }
+func (m *machine) announce()  { m.tell(qmp.Machine.Announce) }
 func (m *machine) quit()      { m.tell(qmp.Machine.Quit) }
 
 // kill ends QEMU at once. Its process number cannot be another's: it is collected by this process alone, which then ends.

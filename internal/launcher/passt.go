@@ -35,8 +35,9 @@ type carrier struct {
 	done   chan struct{}
 }
 
-// carry starts passt and waits until it is ready.
-func (l *Launcher) carry(p protocol.Passt) (*carrier, error) {
+// carry starts passt and waits until it is ready. Every new passt has to learn the guest's MAC address before it can say anything to
+// the guest: announce has QEMU send something with it.
+func (l *Launcher) carry(p protocol.Passt, announce func()) (*carrier, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &carrier{cancel: cancel, done: make(chan struct{})}
 	first := make(chan error, 1)
@@ -44,7 +45,7 @@ func (l *Launcher) carry(p protocol.Passt) (*carrier, error) {
 		defer close(c.done)
 		// passt dies with the thread that starts it: this one, which ends with the function because it stays locked.
 		runtime.LockOSThread()
-		l.keepPasst(ctx, p, first)
+		l.keepPasst(ctx, p, announce, first)
 	}()
 	if err := <-first; err != nil {
 		c.close()
@@ -60,11 +61,12 @@ func (c *carrier) close() {
 }
 
 // keepPasst runs passt again and again until ctx ends. It reports how the first start went.
-func (l *Launcher) keepPasst(ctx context.Context, p protocol.Passt, first chan<- error) {
+func (l *Launcher) keepPasst(ctx context.Context, p protocol.Passt, announce func(), first chan<- error) {
 	for tries := 1; ctx.Err() == nil; tries++ {
 		began := time.Now()
 		err := l.runPasst(ctx, p, func() {
 			l.cfg.Log.Info("passt runs", "ready", time.Since(began))
+			announce()
 			if first != nil {
 				first <- nil
 				first = nil

@@ -36,7 +36,7 @@ func (l *Launcher) start(ctx context.Context, r request) (*machine, protocol.Res
 		return run, l.fail(run.whyNotReady(err))
 	}
 	if r.start.Passt != nil {
-		if run.carrier, err = l.carry(*r.start.Passt); err != nil {
+		if run.carrier, err = l.carry(*r.start.Passt, run.announce); err != nil {
 			run.kill()
 			return run, l.fail(err.Error())
 		}

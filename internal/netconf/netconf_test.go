@@ -185,10 +185,12 @@ func TestCheckCluster(t *testing.T) {
 		"cluster, excluded":    {nad(`"topology":"layer2","subnets":"10.0.0.0/8","excludeSubnets":"10.128.0.0/14,10.96.0.0/16"`), ""},
 		"cluster, partly":      {nad(`"topology":"layer2","subnets":"10.0.0.0/8","excludeSubnets":"10.128.0.0/15,10.96.0.0/16"`), `subnet "10.0.0.0/8" overlaps cluster subnet "10.128.0.0/14"`},
 		"service":              {nad(`"topology":"localnet","subnets":"fd00:10:96::/64"`), `subnet "fd00:10:96::/64" overlaps service subnet "fd00:10:96::/112"`},
+		"cluster entry":        {nad(`"topology":"layer2","role":"primary","subnets":"100.65.4.0/24","joinSubnet":"100.70.0.0/16"`), `subnet "100.65.4.0/24" overlaps cluster entry subnet "100.65.0.0/16"`},
 		"cluster join":         {nad(`"topology":"layer2","role":"primary","subnets":"100.64.0.0/16"`), `subnet "100.64.0.0/16" overlaps cluster join subnet "100.64.0.0/16"`},
 		"masquerade":           {nad(`"topology":"layer2","subnets":"169.254.0.0/16"`), `subnet "169.254.0.0/16" overlaps masquerade subnet "169.254.0.0/17"`},
-		"join of its own":      {nad(`"topology":"layer2","role":"primary","subnets":"100.65.0.0/16"`), `subnet "100.65.0.0/16" overlaps join subnet "100.65.0.0/16"`},
-		"other join":           {nad(`"topology":"layer2","role":"primary","subnets":"100.65.0.0/16","joinSubnet":"100.70.0.0/16"`), ""},
+		"join of its own":      {nad(`"topology":"layer2","role":"primary","subnets":"100.65.0.0/16"`), "subnet \"100.65.0.0/16\" overlaps join subnet \"100.65.0.0/16\"\nsubnet \"100.65.0.0/16\" overlaps cluster entry subnet \"100.65.0.0/16\""},
+		"other join":           {nad(`"topology":"layer2","role":"primary","subnets":"100.66.0.0/16","joinSubnet":"100.70.0.0/16"`), ""},
+		"entry, secondary":     {nad(`"topology":"layer2","subnets":"100.65.0.0/16"`), ""},
 		"join on the cluster":  {nad(`"topology":"layer2","role":"primary","subnets":"10.20.0.0/16","joinSubnet":"10.129.0.0/16"`), `join subnet "10.129.0.0/16" overlaps cluster subnet "10.128.0.0/14"`},
 		"transit on the join":  {nad(`"topology":"layer2","role":"primary","subnets":"10.20.0.0/16","transitSubnet":"100.65.0.0/24"`), `join subnet "100.65.0.0/16" overlaps transit subnet "100.65.0.0/24"`},
 		"mtu":                  {nad(`"topology":"layer2","mtu":1401`), "mtu 1401 is too large for the nodes' network of MTU 1500; choose 1400 or less"},
@@ -258,4 +260,34 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestExtends(t *testing.T) {
+	parse := func(fields string) Network {
+		n, err := Parse("red/blue", nad(`"topology":"layer3","role":"primary",`+fields))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	small := parse(`"subnets":"10.30.0.0/16/24"`)
+	cases := map[string]struct {
+		fields string
+		want   bool
+	}{
+		"a further range":  {`"subnets":"10.30.0.0/16/24,10.31.0.0/16/24"`, true},
+		"the same":         {`"subnets":"10.30.0.0/16/24"`, false},
+		"another range":    {`"subnets":"10.31.0.0/16/24,10.32.0.0/16/24"`, false},
+		"other slices":     {`"subnets":"10.30.0.0/16/25,10.31.0.0/16/24"`, false},
+		"a further family": {`"subnets":"10.30.0.0/16/24,fd00:30::/48"`, false},
+		"another MTU, too": {`"subnets":"10.30.0.0/16/24,10.31.0.0/16/24","mtu":1300`, false},
+		"in another order": {`"subnets":"10.31.0.0/16/24,10.30.0.0/16/24"`, true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := parse(c.fields).Extends(small); got != c.want {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+		})
+	}
 }

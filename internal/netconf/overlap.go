@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
 )
 
@@ -12,6 +13,8 @@ import (
 var (
 	// ClusterJoin is where tenants' routers meet the cluster router.
 	ClusterJoin = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16"), netip.MustParsePrefix("fd98::/64")}
+	// ClusterEntry holds one address for each node, under which it reaches tenants' services.
+	ClusterEntry = []netip.Prefix{netip.MustParsePrefix("100.65.0.0/16"), netip.MustParsePrefix("fd99::/64")}
 	// Masquerade is what a host and the overlay use between themselves.
 	Masquerade = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/17"), netip.MustParsePrefix("fd69::/112")}
 )
@@ -45,6 +48,10 @@ func (n Network) CheckCluster(s settings.Settings) error {
 		for _, b := range append(own[i+1:len(own):len(own)], cluster...) {
 			errs = append(errs, n.overlaps(a, b)...)
 		}
+	}
+	if n.Role == podnetworks.Primary {
+		// The join subnets may: their default does, and nothing here has addresses of them.
+		errs = append(errs, n.overlaps(own[0], kinds{kind: "cluster entry subnet", prefixes: ClusterEntry})...)
 	}
 	if n.Topology != Localnet && n.MTU > s.FabricMTU-settings.OverlayOverhead {
 		errs = append(errs, fmt.Errorf("mtu %d is too large for the nodes' network of MTU %d; choose %d or less", n.MTU, s.FabricMTU, s.FabricMTU-settings.OverlayOverhead))

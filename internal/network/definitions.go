@@ -114,6 +114,12 @@ func (n *Network) showNetwork(ctx context.Context, name string) error {
 		n.Log.Info("network is gone", "network", name)
 		return n.closeSlices(ctx, name)
 	}
+	if n.tenants.extend(name) {
+		if err := n.openSlices(ctx, name); err != nil {
+			return err
+		}
+		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+	}
 	if n.tenants.open(name) {
 		if err := n.openSlices(ctx, name); err != nil {
 			return err

@@ -161,6 +161,18 @@ func (t *tenants) config(name string) (netconf.Network, bool) {
 	return t.catalog.Config(name)
 }
 
+// extend tells whether a network that is in use has got further ranges. What nodes have stays theirs.
+func (t *tenants) extend(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	config, known := t.catalog.Config(name)
+	if !known || t.spaces[name] == nil || !config.Extends(t.configs[name]) {
+		return false
+	}
+	t.configs[name] = config
+	return true
+}
+
 func (t *tenants) openSlice(name, node string, subnets []netip.Prefix) (fresh bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

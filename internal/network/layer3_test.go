@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -96,6 +97,24 @@ func TestLayer3Primary(t *testing.T) {
 	if got := s.networks(green, "e")[green+"/l3"]; got.IPs[0].String() != "10.40.0.3/25" {
 		t.Errorf("the pod that waited has %+v", got)
 	}
+
+	// A further range makes room while the network is in use.
+	s.create(node("node-6"), podIn(green, "f", "node-6"))
+	s.said(green, "f", "the node has no subnets of the network yet")
+	larger := definition(green, "l3", name, strings.Replace(layer3Fields, "fd00", "10.60.0.0/24/25,fd00", 1))
+	var d nadv1.NetworkAttachmentDefinition
+	if err := s.client.Get(t.Context(), client.ObjectKeyFromObject(larger), &d); err != nil {
+		t.Fatal(err)
+	}
+	d.Spec.Config = larger.Spec.Config
+	if err := s.client.Update(t.Context(), &d); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.networks(green, "f")[green+"/l3"]; got.IPs[0].String() != "10.60.0.3/25" {
+		t.Errorf("the pod that waited for a further range has %+v", got)
+	}
+	s.slice("node-1", name, slicesBefore["node-1"])
+	s.hasRow(s.o, "NAT gateway/"+name+"/ip4/10.60.0.0/24", true)
 }
 
 func TestLayer3Secondary(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"patchbay/internal/netconf"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
 )
@@ -164,7 +165,7 @@ func isolationPolicies(cluster, transit netip.Prefix) []nb.Row {
 
 // entryRanges hold one address for each node, under which it reaches tenants' services. Its management address will not do: pods of
 // tenants have a leg in the default network, where their answers would go.
-var entryRanges = []netip.Prefix{netip.MustParsePrefix("100.65.0.0/16"), netip.MustParsePrefix("fd99::/64")}
+var entryRanges = netconf.ClusterEntry
 
 // Entry are the ranges of the addresses under which nodes reach tenants' services.
 func Entry() []netip.Prefix { return slices.Clone(entryRanges) }

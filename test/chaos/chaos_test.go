@@ -215,12 +215,11 @@ func (w *world) processes(t *testing.T) {
 }
 
 // guests ends guests from inside: one that powers itself off has succeeded and stays off, one that panics has failed and is
-// started anew. The tiny guest's kernel has no driver for the panic device; it writes to the device's port (0x505) as the
-// driver would.
+// started anew.
 func (w *world) guests(t *testing.T) {
 	w.undisturbed(t, lossless, func() {
 		w.machine(t, "quits", "node-1", "RerunOnFailure", "sleep 3; poweroff -f")
-		w.machine(t, "panics", "node-2", "Always", "sleep 10; echo a | dd of=/dev/port bs=1 count=1 seek=1285")
+		w.machine(t, "panics", "node-2", "Always", "sleep 10; echo c > /proc/sysrq-trigger")
 		was, before := lab.Running(t, w.ns, "quits"), lab.Running(t, w.ns, "panics")
 		t.Run("poweroff", func(t *testing.T) {
 			lab.Eventually(t, limit, "it has succeeded", func() error {

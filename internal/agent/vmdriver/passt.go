@@ -16,6 +16,7 @@ import (
 	"patchbay/internal/agent/netns"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/qemu"
 )
 
 // Passt wires NICs with the passt binding: a process in the pod, which the launcher keeps, turns the guest's packets into connections
@@ -141,4 +142,18 @@ func dialPod(ctx context.Context, path, network string, ips []netip.Addr, port u
 		}
 	}
 	return nil, errors.Join(errs...)
+}
+
+// refreshPasst has a guest that has come by migration ask for its addresses again: those of a pod are not those of another.
+func (d *domain) refreshPasst(ctx context.Context) {
+	for _, c := range d.cards {
+		if c.Wired.Passt == nil || c.Interface.State == virtv1.InterfaceStateLinkDown {
+			continue
+		}
+		for _, up := range []bool{false, true} {
+			if err := d.monitor.SetLink(ctx, qemu.NICDevice(c.Interface.Name), up); err != nil {
+				d.log.Warn("the guest does not learn its new address before its lease ends", "interface", c.Interface.Name, "error", err)
+			}
+		}
+	}
 }

@@ -99,7 +99,9 @@ func (c *Catalog) join(key string, wanted netconf.Network, id int) (changed bool
 		}
 		n = &network{Network: wanted, id: id, definitions: map[string]bool{}}
 		c.networks[wanted.Name] = n
-	case n.Equal(wanted):
+	case n.Equal(wanted), n.Extends(wanted): // of several definitions one is changed after the other
+	case wanted.Extends(n.Network):
+		n.Network, changed = wanted, true
 	case !alone:
 		return c.disown(n, key), netconf.Mismatch(key, wanted.Name)
 	case c.inUse(wanted.Name):

@@ -22,6 +22,8 @@ const (
 	User = 107
 	// Program is the launcher in its image.
 	Program = "/patchbay-launcher"
+	// passt is the binding plugin of that name; a core binding is the same.
+	passt = "passt"
 )
 
 // Grace periods in seconds. A pod lives longer than its guest's grace period, so that the launcher can see the guest end, and
@@ -110,7 +112,7 @@ func Build(r Request) (*corev1.Pod, error) {
 			SchedulerName:                 vmi.Spec.SchedulerName,
 			ReadinessGates:                []corev1.PodReadinessGate{{ConditionType: virtv1.VirtualMachineUnpaused}},
 			ImagePullSecrets:              volumes.pullSecrets,
-			SecurityContext:               podSecurity(),
+			SecurityContext:               podSecurity(vmi),
 			Containers:                    []corev1.Container{computeContainer(r, resources, volumes)},
 			Volumes:                       volumes.volumes,
 		},
@@ -135,8 +137,9 @@ func computeContainer(r Request, resources corev1.ResourceRequirements, volumes 
 }
 
 // podSecurity and containerSecurity satisfy the "restricted" Pod Security Standard.
-func podSecurity() *corev1.PodSecurityContext {
+func podSecurity(vmi *virtv1.VirtualMachineInstance) *corev1.PodSecurityContext {
 	return &corev1.PodSecurityContext{
+		Sysctls:        sysctls(vmi),
 		RunAsUser:      new(int64(User)),
 		RunAsGroup:     new(int64(User)),
 		RunAsNonRoot:   new(true),
@@ -145,6 +148,19 @@ func podSecurity() *corev1.PodSecurityContext {
 		// A claim with many files is not walked at every start.
 		FSGroupChangePolicy: new(corev1.FSGroupChangeOnRootMismatch),
 	}
+}
+
+// sysctls let passt, which has no capability, listen on every port and ping in the pod's network namespace.
+func sysctls(vmi *virtv1.VirtualMachineInstance) []corev1.Sysctl {
+	for _, nic := range vmi.Spec.Domain.Devices.Interfaces {
+		if nic.PasstBinding != nil || nic.Binding != nil && nic.Binding.Name == passt {
+			return []corev1.Sysctl{
+				{Name: "net.ipv4.ping_group_range", Value: fmt.Sprintf("%d %d", User, User)},
+				{Name: "net.ipv4.ip_unprivileged_port_start", Value: "0"},
+			}
+		}
+	}
+	return nil
 }
 
 func containerSecurity() *corev1.SecurityContext {
