@@ -31,11 +31,13 @@ spec:
       domain:
         memory: {guest: 128Mi}
         devices:
-          disks: [{name: root, disk: {bus: virtio}}]
+          disks: [{name: root, disk: {bus: virtio}}, {name: seed, disk: {bus: virtio}}]
           interfaces: [{name: a, {{.binding}}}]
       networks: [{name: a, pod: {}}]
       volumes:
         - {name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}
+        # passt's router advertisements do not ask for DHCPv6; the guest has to.
+        - {name: seed, cloudInitNoCloud: {networkData: "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n    dhcp6: true\n"}}
 `
 
 const passtHCO = `
