@@ -119,7 +119,7 @@ func TestParseRefuses(t *testing.T) {
 		"odd name":           {`{"type":"ovn-k8s-cni-overlay","name":"a\"b","topology":"layer2","netAttachDefName":"red/blue"}`, "is not a network's name"},
 		"ipam":               {nad(l2 + `"ipam":{"type":"whereabouts"}`), "IPAM key is not supported. Use OVN-K provided IPAM via the `subnets` attribute"},
 		"ipam of no type":    {nad(l2 + `"ipam":{"subnet":"10.1.0.0/24"}`), "IPAM key is not supported"},
-		"version":            {strings.Replace(nad(l2 + `"mtu":1400`), "1.0.0", "3.0.1", 1), `cniVersion "3.0.1" is not known; write 0.3.1 or one of 0.1.0, 0.2.0`},
+		"version":            {strings.Replace(nad(l2+`"mtu":1400`), "1.0.0", "3.0.1", 1), `cniVersion "3.0.1" is not known; write 0.3.1 or one of 0.1.0, 0.2.0`},
 		"topology":           {nad(`"topology":"Layer2"`), `topology "Layer2" is not known`},
 		"role":               {nad(l2 + `"role":"Primary"`), `role "Primary" is not known`},
 		"localnet primary":   {nad(`"topology":"localnet","role":"primary","subnets":"10.0.0.0/16"`), "localnet topology cannot be primary"},
