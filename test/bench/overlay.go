@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os/exec"
@@ -142,7 +143,8 @@ type plain struct {
 	ips   []string
 }
 
-func plainNamespace(node string) string { return "pb-bench-" + node }
+// plainNamespace must not be the name of a node's namespace.
+func plainNamespace(node string) string { return clusterName + "-plain-" + node }
 
 func (b *bench) plainPorts(ctx context.Context) (*plain, error) {
 	p := &plain{bench: b}
@@ -231,6 +233,10 @@ func (p *plain) measure(ctx context.Context) (path, error) {
 	defer stop(server)
 	return measurePath(ctx, func(_ context.Context, command string) (string, error) {
 		out, err := within("node-1", command).Output()
+		var failed *exec.ExitError
+		if errors.As(err, &failed) {
+			err = fmt.Errorf("%s: %w: %s%s", command, err, out, failed.Stderr)
+		}
 		return string(out), err
 	}, p.ips[1])
 }
