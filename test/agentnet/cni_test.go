@@ -266,27 +266,6 @@ func TestManyPodsAtOnce(t *testing.T) {
 	}
 }
 
-// One pod after the other: what the goal for CNI ADD is about.
-func TestAddIsQuick(t *testing.T) {
-	const count = 30
-	b := newBench(t)
-	var took []time.Duration
-	for range count {
-		p := newPod(t, b.kube)
-		if err := lab.nbctl("--wait=sb", "sync"); err != nil {
-			t.Fatal(err)
-		}
-		begun := time.Now()
-		b.add(t, p)
-		took = append(took, time.Since(begun))
-	}
-	slices.Sort(took)
-	t.Logf("ADD one by one: median %s, slowest of %d %s", took[count/2], count, took[count-1])
-	if took[count/2] > 500*time.Millisecond {
-		t.Errorf("the median ADD took %s; the goal is 100 ms", took[count/2])
-	}
-}
-
 func TestGCKeepsWhatIsValid(t *testing.T) {
 	b := newBench(t)
 	valid, stale := newPod(t, b.kube), newPod(t, b.kube)

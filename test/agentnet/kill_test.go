@@ -134,14 +134,14 @@ func TestKilledInTheMiddleOfAdd(t *testing.T) {
 			k, records := newKube(), t.TempDir()
 			p, peer := newPod(t, k), newPod(t, k)
 			killDuring(t, step, p, records)
-			b := restart(t, k, records, lab.ovs)
+			b := restart(t, k, records, connect(t))
 			// The pod exists no more by the time the agent is back: everything must go.
 			if err := b.Recover(t.Context(), func(types.UID) bool { return false }); err != nil {
 				t.Fatal(err)
 			}
 			b.expectNothing(t)
 			killDuring(t, step, p, records)
-			b = restart(t, k, records, lab.ovs)
+			b = restart(t, k, records, connect(t))
 			// The pod still exists: what is complete may stay, and the sandbox can be connected or removed.
 			if err := b.Recover(t.Context(), func(types.UID) bool { return true }); err != nil {
 				t.Fatal(err)
@@ -163,9 +163,10 @@ func TestKilledInTheMiddleOfAdd(t *testing.T) {
 func TestDelAfterAKill(t *testing.T) {
 	for _, step := range []string{beforePlug, afterPlug, afterInstall} {
 		t.Run(step, func(t *testing.T) {
-			b := newBench(t)
-			p := newPod(t, b.kube)
+			k := newKube()
+			p := newPod(t, k)
 			killDuring(t, step, p, t.TempDir()) // whose record nobody reads
+			b := restart(t, k, t.TempDir(), connect(t))
 			b.del(t, p)
 			b.expectNothing(t)
 		})

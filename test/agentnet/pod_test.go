@@ -18,6 +18,7 @@ import (
 	"patchbay/internal/agent/cni/shim"
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/netns"
+	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/podnetworks"
 )
@@ -105,6 +106,18 @@ func restart(t *testing.T, k *kube, dir string, ports cni.Ports) *bench {
 	}
 	plugin := cni.New(cni.Config{Pods: k, Ports: ports, Guard: lab.guard, Records: store, MTU: 1400, Log: lab.log})
 	return &bench{plugin, k, store}
+}
+
+// connect opens a connection of its own. It knows everything that is in the database now; what another process has just
+// written may not have reached an open connection yet.
+func connect(t *testing.T) *ovs.Client {
+	t.Helper()
+	c, err := ovs.Connect(t.Context(), "unix:"+lab.path("db.sock"), lab.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
 }
 
 // podCount numbers pods; their addresses follow from it.
@@ -210,7 +223,7 @@ func (b *bench) expectNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if owned := lab.ovs.Owned("cni/"); len(names)+len(owned)+len(b.store.List()) > 0 {
+	if owned := connect(t).Owned("cni/"); len(names)+len(owned)+len(b.store.List()) > 0 {
 		t.Errorf("left over: devices %v, ports %v, records %v", names, owned, b.store.List())
 	}
 }
