@@ -91,6 +91,25 @@ func (f *vmFlags) machine(text string) (*vmctl.Client, vmctl.Name, error) {
 	return c, name, err
 }
 
+// machineCommand completes a command whose first argument is a machine: run is given the machine and the arguments after it. A command
+// that says nothing of its arguments takes no others.
+func (f *vmFlags) machineCommand(cmd *cobra.Command, run func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, rest []string) error) *cobra.Command {
+	if cmd.Args == nil {
+		cmd.Args = cobra.ExactArgs(1)
+	}
+	if cmd.ValidArgsFunction == nil {
+		cmd.ValidArgsFunction = f.completeMachine
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, m, err := f.machine(args[0])
+		if err != nil {
+			return err
+		}
+		return run(cmd, c, m, args[1:])
+	}
+	return cmd
+}
+
 // interruptible is the command's context until the user interrupts it.
 func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)

@@ -16,27 +16,21 @@ func newVMPlugCommand(f *vmFlags) *cobra.Command {
 		nic     vmctl.NIC
 		timeout time.Duration
 	)
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "plug MACHINE --network ATTACHMENT",
 		Short: "Give a virtual machine one more network card, while it runs",
 		Long: `Add a network card to a virtual machine and wait until its guest has it. The network is a NetworkAttachmentDefinition, NAME or NAMESPACE/NAME. A
 machine that does not run gets the card when it starts.`,
 		Example: `  patchbay vm plug web-01 --network blue-l2
   patchbay vm plug web-01 --network blue-l2 --interface backup --mac 02:00:00:00:00:0a`,
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, name, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			began := time.Now()
-			if nic.Name, err = c.Plug(cmd.Context(), name, nic); err != nil {
-				return err
-			}
-			return sayPlugged(cmd, c, name, nic.Name, false, timeout, began)
-		},
-	}
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		began := time.Now()
+		var err error
+		if nic.Name, err = c.Plug(cmd.Context(), m, nic); err != nil {
+			return err
+		}
+		return sayPlugged(cmd, c, m, nic.Name, false, timeout, began)
+	})
 	flags := cmd.Flags()
 	flags.StringVar(&nic.Network, "network", "", "attachment definition of the network")
 	flags.StringVar(&nic.Name, "interface", "", "name of the interface (default: the network's)")
@@ -49,7 +43,7 @@ machine that does not run gets the card when it starts.`,
 
 func newVMUnplugCommand(f *vmFlags) *cobra.Command {
 	var timeout time.Duration
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "unplug MACHINE INTERFACE",
 		Short: "Take a network card away from a virtual machine, while it runs",
 		Long: `Have the guest of a virtual machine let a network card go, and wait until it has. The interface then leaves the machine's pod and its
@@ -57,18 +51,13 @@ specification.`,
 		Example:           "  patchbay vm unplug web-01 blue-l2",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: f.completeInterface,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, name, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			began := time.Now()
-			if err := c.Unplug(cmd.Context(), name, args[1]); err != nil {
-				return err
-			}
-			return sayPlugged(cmd, c, name, args[1], true, timeout, began)
-		},
-	}
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, rest []string) error {
+		began := time.Now()
+		if err := c.Unplug(cmd.Context(), m, rest[0]); err != nil {
+			return err
+		}
+		return sayPlugged(cmd, c, m, rest[0], true, timeout, began)
+	})
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait for the guest; 0: do not wait")
 	return cmd
 }

@@ -12,25 +12,18 @@ import (
 
 // powerCommand is a command that asks for something about one machine and says so.
 func powerCommand(f *vmFlags, use, short, example, said string, ask func(context.Context, *vmctl.Client, vmctl.Name) error) *cobra.Command {
-	return &cobra.Command{
-		Use:               use + " MACHINE",
-		Short:             short,
-		Long:              short + ". It returns when the cluster has taken the request; `patchbay vm list` shows what becomes of it.",
-		Example:           example,
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, name, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			if err := ask(cmd.Context(), c, name); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "VM %s was scheduled to %s\n", name.Name, said)
-			return nil
-		},
-	}
+	return f.machineCommand(&cobra.Command{
+		Use:     use + " MACHINE",
+		Short:   short,
+		Long:    short + ". It returns when the cluster has taken the request; `patchbay vm list` shows what becomes of it.",
+		Example: example,
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		if err := ask(cmd.Context(), c, m); err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "VM %s was scheduled to %s\n", m.Name, said)
+		return nil
+	})
 }
 
 func newVMStartCommand(f *vmFlags) *cobra.Command {

@@ -71,26 +71,19 @@ func printMachines(w io.Writer, all []vmctl.Machine, everywhere bool) {
 
 func newVMIPCommand(f *vmFlags) *cobra.Command {
 	var output outputFormat
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "ip MACHINE",
 		Short: "Show the interfaces and addresses of a running virtual machine",
 		Long: `Show each interface of a running virtual machine: its network, binding, MAC and IP addresses, its name in the guest, and who says so: the
 machine itself (domain), the guest's agent (guest-agent), the pod's attachments (multus-status), the network's traffic (observed).`,
-		Example:           "  patchbay vm ip web-01\n  patchbay vm ip web-01 --output json | jq -r '.[0].ips[0]'",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, name, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			all, err := c.Addresses(cmd.Context(), name)
-			if err != nil {
-				return err
-			}
-			return output.print(cmd.OutOrStdout(), all, func(w io.Writer) { printAddresses(w, all) })
-		},
-	}
+		Example: "  patchbay vm ip web-01\n  patchbay vm ip web-01 --output json | jq -r '.[0].ips[0]'",
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		all, err := c.Addresses(cmd.Context(), m)
+		if err != nil {
+			return err
+		}
+		return output.print(cmd.OutOrStdout(), all, func(w io.Writer) { printAddresses(w, all) })
+	})
 	output.addFlag(cmd)
 	return cmd
 }
