@@ -40,9 +40,9 @@ vm/NAME/NAMESPACE.`,
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("name", completeNames))
 	cmd.AddCommand(
 		newVMListCommand(&f), newVMIPCommand(&f),
-		newVMStartCommand(&f), newVMStopCommand(&f), newVMRestartCommand(&f), newVMMigrateCommand(&f),
+		newVMStartCommand(&f), newVMStopCommand(&f), newVMRestartCommand(&f), newVMPauseCommand(&f), newVMUnpauseCommand(&f), newVMMigrateCommand(&f),
 		newVMPlugCommand(&f), newVMUnplugCommand(&f),
-		newVMSSHCommand(&f), newVMConsoleCommand(&f), newVMScreenCommand(&f), newVMForwardCommand(&f), newVMExposeCommand(&f),
+		newVMSSHCommand(&f), newVMCopyCommand(&f), newVMConsoleCommand(&f), newVMScreenCommand(&f), newVMForwardCommand(&f), newVMExposeCommand(&f),
 	)
 	return cmd
 }

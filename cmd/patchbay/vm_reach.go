@@ -1,15 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -17,78 +13,6 @@ import (
 
 	"patchbay/internal/vmctl"
 )
-
-func newVMSSHCommand(f *vmFlags) *cobra.Command {
-	var (
-		key  string
-		port uint16
-		user string
-	)
-	cmd := &cobra.Command{
-		Use:   "ssh [USER@]MACHINE [-- COMMAND]",
-		Short: "Log in to a virtual machine with SSH",
-		Long: `Become the ssh of this host, connected through the cluster's API to the machine's own port on its node. It works on every network that the node can
-reach the guest on, tenants' included, needs no Service, and needs what the guest needs: an account and its key.`,
-		Example: `  patchbay vm ssh patchbay@web-01
-  patchbay vm ssh patchbay@web-01 -i ~/.ssh/id_ed25519 -- uptime`,
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(_ *cobra.Command, args []string) error {
-			if _, err := f.open(); err != nil { // which fills in the namespace
-				return err
-			}
-			login, m, err := vmctl.ParseLogin(args[0], f.namespace)
-			if err != nil {
-				return err
-			}
-			tunnel, err := f.tunnelCommand(m, port)
-			if err != nil {
-				return err
-			}
-			words := []string{"ssh", "-o", "ProxyCommand=" + tunnel}
-			if key != "" {
-				words = append(words, "-i", key)
-			}
-			host := "vm." + m.Name + "." + m.Namespace
-			if name := cmp.Or(login, user); name != "" {
-				host = name + "@" + host
-			}
-			return become("ssh", append(append(words, host), args[1:]...))
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVarP(&key, "identity", "i", "", "file of the private key")
-	flags.StringVarP(&user, "login", "l", "", "account in the guest")
-	flags.Uint16VarP(&port, "port", "p", 22, "port of the guest's SSH server")
-	return cmd
-}
-
-// tunnelCommand is the command line that connects standard input and output with a port of the guest.
-func (f *vmFlags) tunnelCommand(m vmctl.Name, port uint16) (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	words := []string{self, "vm", "port-forward", "--stdio", "vm/" + m.Name + "/" + m.Namespace, strconv.Itoa(int(port))}
-	if f.kubeconfig != "" {
-		words = append(words, "--kubeconfig", f.kubeconfig)
-	} else {
-		words = append(words, "--name", f.name)
-	}
-	for n, word := range words {
-		words[n] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-	}
-	return strings.Join(words, " "), nil
-}
-
-// become replaces this process by a program, so that terminals and signals work as with the program itself.
-func become(program string, args []string) error {
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return fmt.Errorf("%w; install it on this host", err)
-	}
-	return syscall.Exec(path, args, os.Environ())
-}
 
 // escape is Ctrl+].
 const escape = 0x1d
@@ -211,6 +135,7 @@ func newVMExposeCommand(f *vmFlags) *cobra.Command {
 		e        vmctl.Exposure
 		kind     string
 		protocol string
+		output   outputFormat
 	)
 	cmd := f.machineCommand(&cobra.Command{
 		Use:   "expose MACHINE --service NAME",
@@ -225,8 +150,9 @@ interfaces declare.`,
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "Service %s successfully created for vm %s\n", service.Name, m.Name)
-		return nil
+		return output.print(cmd.OutOrStdout(), service, func(w io.Writer) {
+			fmt.Fprintf(w, "Service %s successfully created for vm %s\n", service.Name, m.Name)
+		})
 	})
 	flags := cmd.Flags()
 	flags.StringVar(&e.Service, "service", "", "name of the Service")
@@ -236,5 +162,6 @@ interfaces declare.`,
 	flags.Int32Var(&e.TargetPort, "target-port", 0, "port of the guest (default: --port)")
 	flags.BoolVar(&e.Headless, "headless", false, "without a cluster IP: the name leads to the machine's own address")
 	cobra.CheckErr(cmd.MarkFlagRequired("service"))
+	output.addFlag(cmd)
 	return cmd
 }
