@@ -18,7 +18,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/network/attach"
 	"patchbay/internal/network/ipam"
@@ -36,7 +35,7 @@ func (n *Network) addPods(m manager.Manager) error {
 			old.Annotations[attach.NetworksAnnotation] != pod.Annotations[attach.NetworksAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-pods").For(&corev1.Pod{}, builder.WithPredicates(relevant)).
-		WatchesRawSource(source.Func(n.wakePods.start)).
+		WatchesRawSource(n.wakePods.Source()).
 		WithOptions(n.options(n.Workers)).Complete(n.afterRecovery(n.reconcilePod))
 }
 
@@ -91,7 +90,7 @@ func (w *wishError) Unwrap() error { return w.error }
 
 func (n *Network) forgetPod(ctx context.Context, key client.ObjectKey) error {
 	n.Rows.Delete(podOwner(key))
-	n.wakePods.wake(n.book.release(key))
+	n.wakePods.Wake(n.book.release(key)...)
 	freed, machine := n.tenants.leave(key)
 	n.freed(ctx, freed)
 	if machine.Name == "" {
