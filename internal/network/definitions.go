@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/netconf"
 	"patchbay/internal/network/attach"
 	"patchbay/internal/network/catalog"
@@ -296,6 +297,6 @@ func (n *Network) tenantNamespace(ctx context.Context, name string) (bool, error
 	if err := n.client.Get(ctx, client.ObjectKey{Name: name}, &namespace); err != nil {
 		return false, fmt.Errorf("read namespace %s: %w", name, err)
 	}
-	_, tenant := namespace.Labels[attach.PrimaryLabel]
+	_, tenant := namespace.Labels[ovnv1.PrimaryNamespaceLabel]
 	return tenant, nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -19,7 +20,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
-	"patchbay/internal/network/attach"
 	"patchbay/internal/network/ipam"
 	"patchbay/internal/podnetworks"
 )
@@ -32,7 +32,7 @@ func (n *Network) addPods(m manager.Manager) error {
 		return old.UID != pod.UID || old.Spec.NodeName != pod.Spec.NodeName || completed(old) != completed(pod) ||
 			old.Annotations[podnetworks.PodAnnotation] != pod.Annotations[podnetworks.PodAnnotation] ||
 			old.Annotations[openPortsAnnotation] != pod.Annotations[openPortsAnnotation] ||
-			old.Annotations[attach.NetworksAnnotation] != pod.Annotations[attach.NetworksAnnotation]
+			old.Annotations[nadv1.NetworkAttachmentAnnot] != pod.Annotations[nadv1.NetworkAttachmentAnnot]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-pods").For(&corev1.Pod{}, builder.WithPredicates(relevant)).
 		WatchesRawSource(n.wakePods.Source()).

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
@@ -13,16 +14,13 @@ import (
 	"patchbay/internal/vm/launcherpod"
 )
 
-// attachedAnnotation is where the pod says to which networks it is attached.
-const attachedAnnotation = "k8s.v1.cni.cncf.io/network-status"
-
 // Sources of what status.interfaces says. The node's agent writes the others.
 const (
 	fromPod    = "multus-status"
 	fromDomain = "domain"
 )
 
-// attached is one element of attachedAnnotation.
+// attached is one element of the annotation by which a pod says to which networks it is attached.
 type attached struct {
 	Name      string `json:"name"`
 	Interface string `json:"interface"`
@@ -30,7 +28,7 @@ type attached struct {
 }
 
 func attachments(pod *corev1.Pod) (list []attached, ok bool) {
-	text, ok := pod.Annotations[attachedAnnotation]
+	text, ok := pod.Annotations[nadv1.NetworkStatusAnnot]
 	if !ok || json.Unmarshal([]byte(text), &list) != nil {
 		return nil, false
 	}
