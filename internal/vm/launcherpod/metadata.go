@@ -10,6 +10,7 @@ import (
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/podnetworks"
 	"patchbay/internal/tenancy/attachment"
 )
 
@@ -161,7 +162,7 @@ func NetworkAnnotation(c Cluster, vmi *virtv1.VirtualMachineInstance, overlay ma
 		if n.Multus != nil && !n.Multus.Default {
 			namespace, name := AttachmentKey(vmi.Namespace, n.Multus.NetworkName)
 			list = append(list, selection{
-				Name: name, Namespace: namespace, Interface: InterfaceName(n.Name), MAC: nic.MacAddress, Claim: overlay[n.Name].Claim,
+				Name: name, Namespace: namespace, Interface: podnetworks.InterfaceName(n.Name), MAC: nic.MacAddress, Claim: overlay[n.Name].Claim,
 			})
 		}
 		extra, err := pluginSelection(c, vmi, n.Name, nic)

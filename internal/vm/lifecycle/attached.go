@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
-	"patchbay/internal/vm/launcherpod"
+	"patchbay/internal/podnetworks"
 )
 
 // Sources of what status.interfaces says. The node's agent writes the others.
@@ -93,7 +93,7 @@ func deviceOf(n virtv1.Network, list []attached) (device string, ok bool) {
 	if isPrimary(n) {
 		return "", false
 	}
-	want := launcherpod.InterfaceName(n.Name)
+	want := podnetworks.InterfaceName(n.Name)
 	return want, slices.ContainsFunc(list, func(a attached) bool { return a.Interface == want })
 }
 
