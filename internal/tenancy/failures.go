@@ -3,6 +3,8 @@ package tenancy
 import (
 	"strings"
 	"sync"
+
+	"patchbay/internal/netconf"
 )
 
 // failures are the networks whose rows the overlay refused.
@@ -35,9 +37,11 @@ func (t *Tenancy) Report(owner string, err error) {
 		return
 	}
 	t.failed.set(network, err)
-	if name, ok := strings.CutPrefix(network, "cluster_udn_"); ok {
+	namespace, name, ok := netconf.AskedBy(network)
+	switch {
+	case ok && namespace == "":
 		t.wakeC.wake(request("", name))
-	} else if namespace, name, ok := strings.Cut(network, "_"); ok {
+	case ok:
 		t.wakeUDN.wake(request(namespace, name))
 	}
 }
