@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	ovnv1 "patchbay/api/ovn/v1"
@@ -29,6 +30,19 @@ func AskedBy(network string) (namespace, name string, ok bool) {
 	}
 	namespace, name, composed := strings.Cut(network, "_")
 	return namespace, name, composed && len(validation.IsDNS1123Label(namespace)) == 0 && len(validation.IsDNS1123Subdomain(name)) == 0
+}
+
+// MadeFor is the name of the network whose object made a definition; none when it is made by hand. The API server lets nobody
+// name such an object as a definition's owner who could not change the object itself.
+func MadeFor(definition metav1.Object) string {
+	owner := metav1.GetControllerOf(definition)
+	if owner == nil || owner.Name != definition.GetName() || !strings.HasPrefix(owner.APIVersion, ovnv1.GroupVersion.Group+"/") {
+		return ""
+	}
+	if owner.Kind == "ClusterUserDefinedNetwork" {
+		return NameInCluster(owner.Name)
+	}
+	return NameInNamespace(definition.GetNamespace(), owner.Name)
 }
 
 // OfNamespace is the network that a UserDefinedNetwork asks for.
