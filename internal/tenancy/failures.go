@@ -4,6 +4,8 @@ import (
 	"strings"
 	"sync"
 
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	"patchbay/internal/netconf"
 )
 
@@ -40,8 +42,8 @@ func (t *Tenancy) Report(owner string, err error) {
 	namespace, name, ok := netconf.AskedBy(network)
 	switch {
 	case ok && namespace == "":
-		t.wakeC.wake(request("", name))
+		t.wakeC.Wake(client.ObjectKey{Name: name})
 	case ok:
-		t.wakeUDN.wake(request(namespace, name))
+		t.wakeUDN.Wake(client.ObjectKey{Namespace: namespace, Name: name})
 	}
 }
