@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ apiVersion: hco.kubevirt.io/v1beta1
 kind: HyperConverged
 metadata: {name: kubevirt-hyperconverged}
 spec:
-  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20}
+  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20, progressTimeout: {{.progress}}}
 `
 
 // tenant is a layer 2 network that machines take with them, and a pod on it that talks to them.
@@ -41,7 +42,7 @@ spec:
     - {name: toolbox, image: "patchbay.io/guest/toolbox:latest", imagePullPolicy: IfNotPresent, command: [sleep, "86400"]}
 `
 
-// machine sends back what it gets on port 9000, and counts it.
+// A machine sends back what it gets on port 9000, and keeps it. onDisk is copied to the other node with its disk, inMemory has none.
 const machine = `
 apiVersion: kubevirt.io/v1
 kind: VirtualMachine
@@ -57,13 +58,14 @@ spec:
           preferredDuringSchedulingIgnoredDuringExecution:
             - {weight: 100, preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [{{.node}}]}]}}
       domain:
-        memory: {guest: 128Mi}
+        memory: {guest: {{.memory}}}
+        {{.firmware}}
         devices:
-          disks: [{name: root, disk: {bus: virtio}}, {name: seed, disk: {bus: virtio}}]
+          disks: [{{.disks}}{name: seed, disk: {bus: virtio}}]
           interfaces: [{name: tenant, binding: {name: l2bridge}}]
       networks: [{name: tenant, pod: {}}]
       volumes:
-        - {name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}
+        {{.volumes}}
         - name: seed
           cloudInitNoCloud:
             userData: |
@@ -72,6 +74,17 @@ spec:
                 - [sh, -c, "mkfifo /tmp/back; (nc -l -p 9000 </tmp/back | tee /tmp/got >/tmp/back) >/dev/null 2>&1 &"]
             networkData: "version: 2\nethernets:\n  eth0: {dhcp4: true}\n"
 `
+
+var onDisk = map[string]string{
+	"memory": "128Mi", "firmware": "", "disks": "{name: root, disk: {bus: virtio}}, ",
+	"volumes": `- {name: root, containerDisk: {image: "patchbay.io/guest/tiny:latest"}}`,
+}
+
+var inMemory = map[string]string{
+	"memory": "320Mi", "disks": "", "volumes": "",
+	"firmware": `firmware: {kernelBoot: {kernelArgs: "quiet console=ttyS0 net.ifnames=0",
+          container: {image: "patchbay.io/guest/tiny-kernel:latest", kernelPath: /boot/vmlinuz, initrdPath: /boot/initrd}}}`,
+}
 
 // policy is how one machine migrates.
 const policy = `
@@ -91,15 +104,17 @@ type guest struct {
 func newTenant(t *testing.T) string {
 	t.Helper()
 	ns := lab.Namespace(t, "k8s.ovn.org/primary-user-defined-network", "")
-	lab.Apply(t, ns, settings, nil)
+	lab.Apply(t, ns, settings, map[string]string{"progress": "150"})
 	lab.Apply(t, ns, tenant, nil)
 	lab.PodReady(t, ns, "box")
 	return ns
 }
 
-func startMachine(t *testing.T, ns, name, node string) {
+func startMachine(t *testing.T, ns, name, node string, kind map[string]string) {
 	t.Helper()
-	lab.Apply(t, ns, machine, map[string]string{"name": name, "node": node})
+	values := maps.Clone(kind)
+	values["name"], values["node"] = name, node
+	lab.Apply(t, ns, machine, values)
 }
 
 // started waits for a machine's address.
