@@ -19,8 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/netconf"
 	"patchbay/internal/network/attach"
 	"patchbay/internal/network/catalog"
@@ -42,7 +42,7 @@ func (n *Network) addDefinitions(m manager.Manager) error {
 			old.Annotations[nameAnnotation] != d.Annotations[nameAnnotation] || old.Annotations[idAnnotation] != d.Annotations[idAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-definitions").For(&nadv1.NetworkAttachmentDefinition{}, builder.WithPredicates(relevant)).
-		WatchesRawSource(source.Func(n.wakeDefinitions.start)).
+		WatchesRawSource(n.wakeDefinitions.Source()).
 		WithOptions(n.options(4)).Complete(n.afterRecovery(n.reconcileDefinition))
 }
 
@@ -89,8 +89,8 @@ func (n *Network) networksChanged(ctx context.Context, definition client.ObjectK
 			return err
 		}
 	}
-	n.wakeDefinitions.wake(keysOf(again))
-	n.wakePods.wake(n.waits.come(attach.OnDefinition(definition.String()), attach.OnNamespace(definition.Namespace)))
+	n.wakeDefinitions.Wake(keysOf(again)...)
+	n.wakePods.Wake(n.waits.come(attach.OnDefinition(definition.String()), attach.OnNamespace(definition.Namespace))...)
 	return nil
 }
 
@@ -118,7 +118,7 @@ func (n *Network) showNetwork(ctx context.Context, name string) error {
 		if err := n.openSlices(ctx, name); err != nil {
 			return err
 		}
-		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+		n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
 	}
 	if n.tenants.open(name) {
 		if err := n.openSlices(ctx, name); err != nil {
@@ -128,7 +128,7 @@ func (n *Network) showNetwork(ctx context.Context, name string) error {
 			return err
 		}
 		n.tenants.restored(name)
-		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+		n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
 	}
 	n.setNetworkRows(name)
 	return nil
@@ -170,7 +170,7 @@ func (n *Network) tellNetwork(name string) {
 func (n *Network) freed(ctx context.Context, networks []string) {
 	slices.Sort(networks)
 	for _, name := range slices.Compact(networks) {
-		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+		n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
 		if n.tenants.ownerless(name) {
 			if err := n.showNetwork(ctx, name); err != nil {
 				n.Log.Error("network cannot be closed", "network", name, "error", err)
@@ -297,6 +297,6 @@ func (n *Network) tenantNamespace(ctx context.Context, name string) (bool, error
 	if err := n.client.Get(ctx, client.ObjectKey{Name: name}, &namespace); err != nil {
 		return false, fmt.Errorf("read namespace %s: %w", name, err)
 	}
-	_, tenant := namespace.Labels[attach.PrimaryLabel]
+	_, tenant := namespace.Labels[ovnv1.PrimaryNamespaceLabel]
 	return tenant, nil
 }

@@ -3,6 +3,8 @@ package tenancy
 import (
 	"strings"
 	"sync"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 // failures are the networks whose rows the overlay refused.
@@ -36,8 +38,8 @@ func (t *Tenancy) Report(owner string, err error) {
 	}
 	t.failed.set(network, err)
 	if name, ok := strings.CutPrefix(network, "cluster_udn_"); ok {
-		t.wakeC.wake(request("", name))
+		t.wakeC.Wake(client.ObjectKey{Name: name})
 	} else if namespace, name, ok := strings.Cut(network, "_"); ok {
-		t.wakeUDN.wake(request(namespace, name))
+		t.wakeUDN.Wake(client.ObjectKey{Namespace: namespace, Name: name})
 	}
 }

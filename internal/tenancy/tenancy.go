@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	"patchbay/internal/requeue"
 	"patchbay/internal/settings"
 )
 
@@ -38,8 +39,8 @@ type Tenancy struct {
 	turn sync.Mutex
 
 	failed  failures
-	wakeUDN wakeups
-	wakeC   wakeups
+	wakeUDN requeue.Wakeups
+	wakeC   requeue.Wakeups
 }
 
 // AddToManager adds the controllers to a manager. They run on the leader only.
