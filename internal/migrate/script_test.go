@@ -1,74 +1,36 @@
 package migrate
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	virtv1 "kubevirt.io/api/core/v1"
+
+	"patchbay/internal/golden"
 )
 
-var update = flag.Bool("update", false, "write what the stories say now")
-
-// TestStories replays testdata/*.txt: a line beginning with "> " is something that happens, what follows is what is done about it.
 func TestStories(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no stories in testdata: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := replay(t, string(text))
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if diff := cmp.Diff(string(text), got); diff != "" {
-				t.Errorf("the story goes otherwise (run with -update to accept):\n%s", diff)
-			}
-		})
-	}
+	golden.Stories(t, func(*testing.T) golden.Happen { return newWorld().happen })
 }
 
-func replay(t *testing.T, text string) string {
-	w := newWorld()
-	var out []string
-	for _, line := range strings.Split(strings.TrimRight(text, "\n"), "\n") {
-		switch {
-		case strings.HasPrefix(line, "> "):
-			out = append(out, line)
-			w.log = nil
-			words, quiet := strings.Fields(line[2:]), false
-			if words[0] == "quietly" { // while the controller looks elsewhere
-				words, quiet = words[1:], true
-			}
-			happen, known := happenings[words[0]]
-			if !known {
-				t.Fatalf("nothing is called %q", words[0])
-			}
-			happen(w, words[1:])
-			if !quiet {
-				w.settle()
-			}
-			for _, l := range w.log {
-				out = append(out, "  "+l)
-			}
-		case line == "" || strings.HasPrefix(line, "#"):
-			out = append(out, line)
-		}
+// happen lets the controller look, unless the event's first word is "quietly": then it looks elsewhere.
+func (w *world) happen(words []string) ([]string, error) {
+	w.log = nil
+	quiet := words[0] == "quietly"
+	if quiet {
+		words = words[1:]
 	}
-	return strings.Join(out, "\n") + "\n"
+	happen, known := happenings[words[0]]
+	if !known {
+		return nil, fmt.Errorf("nothing is called %q", words[0])
+	}
+	happen(w, words[1:])
+	if !quiet {
+		w.settle()
+	}
+	return w.log, nil
 }
 
 // TestEveryOrder lets things happen in any order and checks what must always hold.

@@ -72,7 +72,7 @@ func (n *Network) reconcileClaim(ctx context.Context, req reconcile.Request) (re
 	default:
 		n.restoreClaim(&claim)
 	}
-	n.wakePods.wake(n.waits.come(attach.OnClaim(req.Namespace, req.Name)))
+	n.wakePods.Wake(n.waits.come(attach.OnClaim(req.Namespace, req.Name))...)
 	return reconcile.Result{}, nil
 }
 

@@ -19,8 +19,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/netconf"
 	"patchbay/internal/network/attach"
 	"patchbay/internal/network/catalog"
@@ -33,16 +33,14 @@ const (
 	idAnnotation   = "k8s.ovn.org/network-id"
 )
 
-func newDefinition() client.Object { return &nadv1.NetworkAttachmentDefinition{} }
-
 func (n *Network) addDefinitions(m manager.Manager) error {
 	relevant := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		old, d := e.ObjectOld.(*nadv1.NetworkAttachmentDefinition), e.ObjectNew.(*nadv1.NetworkAttachmentDefinition)
-		return old.UID != d.UID || old.Spec.Config != d.Spec.Config ||
+		return old.UID != d.UID || old.Spec.Config != d.Spec.Config || netconf.MadeFor(old) != netconf.MadeFor(d) ||
 			old.Annotations[nameAnnotation] != d.Annotations[nameAnnotation] || old.Annotations[idAnnotation] != d.Annotations[idAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-definitions").For(&nadv1.NetworkAttachmentDefinition{}, builder.WithPredicates(relevant)).
-		WatchesRawSource(source.Func(n.wakeDefinitions.start)).
+		WatchesRawSource(n.wakeDefinitions.Source()).
 		WithOptions(n.options(4)).Complete(n.afterRecovery(n.reconcileDefinition))
 }
 
@@ -89,8 +87,8 @@ func (n *Network) networksChanged(ctx context.Context, definition client.ObjectK
 			return err
 		}
 	}
-	n.wakeDefinitions.wake(keysOf(again))
-	n.wakePods.wake(n.waits.come(attach.OnDefinition(definition.String()), attach.OnNamespace(definition.Namespace)))
+	n.wakeDefinitions.Wake(keysOf(again)...)
+	n.wakePods.Wake(n.waits.come(attach.OnDefinition(definition.String()), attach.OnNamespace(definition.Namespace))...)
 	return nil
 }
 
@@ -118,7 +116,7 @@ func (n *Network) showNetwork(ctx context.Context, name string) error {
 		if err := n.openSlices(ctx, name); err != nil {
 			return err
 		}
-		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+		n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
 	}
 	if n.tenants.open(name) {
 		if err := n.openSlices(ctx, name); err != nil {
@@ -128,7 +126,7 @@ func (n *Network) showNetwork(ctx context.Context, name string) error {
 			return err
 		}
 		n.tenants.restored(name)
-		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+		n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
 	}
 	n.setNetworkRows(name)
 	return nil
@@ -170,7 +168,7 @@ func (n *Network) tellNetwork(name string) {
 func (n *Network) freed(ctx context.Context, networks []string) {
 	slices.Sort(networks)
 	for _, name := range slices.Compact(networks) {
-		n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+		n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
 		if n.tenants.ownerless(name) {
 			if err := n.showNetwork(ctx, name); err != nil {
 				n.Log.Error("network cannot be closed", "network", name, "error", err)
@@ -179,14 +177,14 @@ func (n *Network) freed(ctx context.Context, networks []string) {
 	}
 }
 
-// recoverDefinitions takes up all definitions, those first that carry a number.
+// recoverDefinitions takes up all definitions: those first that a network's own object made, then those that carry a number.
 func (n *Network) recoverDefinitions(ctx context.Context) error {
 	var list nadv1.NetworkAttachmentDefinitionList
 	if err := n.live.List(ctx, &list); err != nil {
 		return fmt.Errorf("list network attachment definitions: %w", err)
 	}
 	slices.SortStableFunc(list.Items, func(a, b nadv1.NetworkAttachmentDefinition) int {
-		return cmp.Or(cmp.Compare(unnumbered(&a), unnumbered(&b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name))
+		return cmp.Or(cmp.Compare(handMade(&a), handMade(&b)), cmp.Compare(unnumbered(&a), unnumbered(&b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name))
 	})
 	for i := range list.Items {
 		d := &list.Items[i]
@@ -212,6 +210,13 @@ func unnumbered(d *nadv1.NetworkAttachmentDefinition) int {
 	return 1
 }
 
+func handMade(d *nadv1.NetworkAttachmentDefinition) int {
+	if netconf.MadeFor(d) != "" {
+		return 0
+	}
+	return 1
+}
+
 // annotatedID is the number that a definition carries, if it is its network's.
 func annotatedID(d *nadv1.NetworkAttachmentDefinition) int {
 	id, err := strconv.Atoi(d.Annotations[idAnnotation])
@@ -225,7 +230,7 @@ func (t *tenants) putDefinition(d *nadv1.NetworkAttachmentDefinition) (changed, 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := client.ObjectKeyFromObject(d).String()
-	changed, again = t.catalog.Put(key, d.Spec.Config, annotatedID(d))
+	changed, again = t.catalog.Put(key, d.Spec.Config, annotatedID(d), netconf.MadeFor(d))
 	definition, _ := t.catalog.Definition(key)
 	return changed, again, definition.Err
 }
@@ -297,6 +302,6 @@ func (n *Network) tenantNamespace(ctx context.Context, name string) (bool, error
 	if err := n.client.Get(ctx, client.ObjectKey{Name: name}, &namespace); err != nil {
 		return false, fmt.Errorf("read namespace %s: %w", name, err)
 	}
-	_, tenant := namespace.Labels[attach.PrimaryLabel]
+	_, tenant := namespace.Labels[ovnv1.PrimaryNamespaceLabel]
 	return tenant, nil
 }

@@ -20,7 +20,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/network/placement"
 	"patchbay/internal/podnetworks"
@@ -52,7 +51,7 @@ func gatewayOwner(network string) string { return "gateway/" + network }
 
 // addGateways follows the nodes' lives. The networks themselves are told by their own controller.
 func (n *Network) addGateways(m manager.Manager) error {
-	n.networkWatchers = append(n.networkWatchers, func(name string) { n.wakeGateways.wake([]client.ObjectKey{{Name: name}}) })
+	n.networkWatchers = append(n.networkWatchers, func(name string) { n.wakeGateways.Wake(client.ObjectKey{Name: name}) })
 	err := ctrl.NewControllerManagedBy(m).Named("network-gateway-nodes").For(&corev1.Node{}, builder.WithPredicates(readiness)).
 		Watches(&coordinationv1.Lease{}, &handler.EnqueueRequestForObject{}, builder.WithPredicates(nodeLeases)).
 		WithOptions(n.options(1)).Complete(n.afterRecovery(n.reconcileLife))
@@ -63,7 +62,7 @@ func (n *Network) addGateways(m manager.Manager) error {
 	if err != nil {
 		return err
 	}
-	return c.Watch(source.Func(n.wakeGateways.start))
+	return c.Watch(n.wakeGateways.Source())
 }
 
 func (n *Network) controllerOptions(r func(context.Context, reconcile.Request) (reconcile.Result, error)) controller.Options {
@@ -97,7 +96,7 @@ func (n *Network) reconcileLife(ctx context.Context, req reconcile.Request) (rec
 		for _, name := range n.registry.names() {
 			keys = append(keys, client.ObjectKey{Name: name})
 		}
-		n.wakeGateways.wake(keys)
+		n.wakeGateways.Wake(keys...)
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
 }
@@ -238,7 +237,7 @@ func (n *Network) wakeNamespaces(ctx context.Context, namespaces []string) error
 			return fmt.Errorf("list services of namespace %s: %w", namespace, err)
 		}
 		for i := range services.Items {
-			n.wakeSvcs.wake([]client.ObjectKey{client.ObjectKeyFromObject(&services.Items[i])})
+			n.wakeSvcs.Wake(client.ObjectKeyFromObject(&services.Items[i]))
 		}
 	}
 	return nil

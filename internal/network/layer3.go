@@ -80,7 +80,7 @@ func (n *Network) openSlices(ctx context.Context, name string) error {
 		n.openSlice(ctx, &nodes.Items[i], name, l, annotated[name])
 		keys = append(keys, client.ObjectKeyFromObject(&nodes.Items[i]))
 	}
-	n.wakeNodes.wake(keys) // they write what they have
+	n.wakeNodes.Wake(keys...) // they write what they have
 	return nil
 }
 
@@ -121,7 +121,7 @@ func (n *Network) forgetSlices(ctx context.Context, node string) error {
 	for _, name := range n.book.nodeNames() {
 		keys = append(keys, client.ObjectKey{Name: name})
 	}
-	n.wakeNodes.wake(keys)
+	n.wakeNodes.Wake(keys...)
 	return errors.Join(errs...)
 }
 
@@ -131,7 +131,7 @@ func (n *Network) slicesChanged(name string) {
 	n.setNetworkRows(name)
 	n.showing.Unlock()
 	n.tellNetwork(name)
-	n.wakePods.wake(n.waits.come(attach.OnNetwork(name)))
+	n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
 }
 
 // closeSlices forgets who had what of a network that is gone.
@@ -151,7 +151,7 @@ func (n *Network) closeSlices(ctx context.Context, name string) error {
 	for i := range nodes.Items {
 		keys = append(keys, client.ObjectKeyFromObject(&nodes.Items[i]))
 	}
-	n.wakeNodes.wake(keys)
+	n.wakeNodes.Wake(keys...)
 	return nil
 }
 

@@ -31,7 +31,7 @@ func (n *Network) addMachines(m manager.Manager) error {
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-machines").For(&virtv1.VirtualMachineInstance{}, builder.WithPredicates(relevant)).
 		WithOptions(n.options(4)).Complete(n.afterRecovery(func(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
-		n.wakePods.wake(n.waits.come(attach.OnMachine(req.Namespace, req.Name)))
+		n.wakePods.Wake(n.waits.come(attach.OnMachine(req.Namespace, req.Name))...)
 		return reconcile.Result{}, n.placeMachine(ctx, req.NamespacedName)
 	}))
 }
@@ -108,7 +108,7 @@ func (t *tenants) launchers(pods []client.ObjectKey) []place.Launcher {
 	var out []place.Launcher
 	for _, pod := range pods {
 		p := t.attached[pod]
-		out = append(out, place.Launcher{Node: p.node, Migration: p.job})
+		out = append(out, place.Launcher{Pod: pod.Name, Node: p.node, Migration: p.job})
 	}
 	return out
 }

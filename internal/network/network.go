@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"patchbay/internal/ovn/nb"
+	"patchbay/internal/requeue"
 	"patchbay/internal/settings"
 	"patchbay/internal/topology"
 )
@@ -28,6 +29,8 @@ import (
 type Rows interface {
 	Set(owner string, rows []nb.Row)
 	Delete(owner string)
+	// Gone tells whether the database has nothing of an owner any more.
+	Gone(owner string) bool
 	// Expect announces a source of rows; the returned function says that all its rows have been set once.
 	Expect() (complete func())
 }
@@ -61,18 +64,18 @@ type Network struct {
 	tenants   *tenants
 	sliced    slicedNetworks
 	waits     *waits
-	wakeNodes wakeups
-	wakePods  wakeups
-	wakeSvcs  wakeups
+	wakeNodes requeue.Wakeups
+	wakePods  requeue.Wakeups
+	wakeSvcs  requeue.Wakeups
 
 	placing sync.Mutex // of machines' ports
 	showing sync.Mutex // of networks
 
 	registry     registry
 	gateways     *gateways
-	wakeGateways wakeups
+	wakeGateways requeue.Wakeups
 
-	wakeDefinitions wakeups
+	wakeDefinitions requeue.Wakeups
 	// networkWatchers are told, by name, of every network beside the default one that is new, has changed or is gone.
 	networkWatchers []func(name string)
 
@@ -187,31 +190,5 @@ func (n *Network) Report(owner string, err error) {
 	defer cancel()
 	if n.client.Get(ctx, key, object) == nil {
 		n.warn(object, reasonRefused, "the overlay refused the object's ports or load balancers, Patchbay keeps trying: %v", err)
-	}
-}
-
-// wakeups puts keys into a controller's queue from outside its watches.
-type wakeups struct {
-	mu    sync.Mutex
-	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
-}
-
-// start is for WatchesRawSource.
-func (w *wakeups) start(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.queue = q
-	return nil
-}
-
-// wake does nothing before the controller runs: it looks at every object then.
-func (w *wakeups) wake(keys []client.ObjectKey) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.queue == nil {
-		return
-	}
-	for _, k := range keys {
-		w.queue.Add(reconcile.Request{NamespacedName: k})
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/topology"
@@ -33,7 +32,7 @@ func (n *Network) addNodes(m manager.Manager) error {
 			e.ObjectOld.GetAnnotations()[podnetworks.NodeAnnotation] != e.ObjectNew.GetAnnotations()[podnetworks.NodeAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-nodes").For(&corev1.Node{}, builder.WithPredicates(relevant)).
-		WatchesRawSource(source.Func(n.wakeNodes.start)).
+		WatchesRawSource(n.wakeNodes.Source()).
 		WithOptions(n.options(4)).Complete(n.afterRecovery(n.reconcileNode))
 }
 
@@ -65,8 +64,8 @@ func (n *Network) ensureNode(ctx context.Context, node *corev1.Node) error {
 	}
 	n.Rows.Set(nodeOwner(node.Name), topology.NodeRows(topology.Node{Name: node.Name, Subnets: subnets}))
 	if fresh, woken := n.book.openNode(node.Name, subnets); fresh {
-		n.wakePods.wake(woken)
-		n.wakeSvcs.wake(n.book.localServices())
+		n.wakePods.Wake(woken...)
+		n.wakeSvcs.Wake(n.book.localServices()...)
 	}
 	n.ensureSlices(ctx, node, annotated)
 	return n.annotateNode(ctx, node, annotated, subnets)
@@ -121,7 +120,7 @@ func (n *Network) annotateAll(ctx context.Context, object client.Object, annotat
 func (n *Network) forgetNode(ctx context.Context, name string) error {
 	n.Rows.Delete(nodeOwner(name))
 	n.book.closeNode(name)
-	n.wakeSvcs.wake(n.book.localServices())
+	n.wakeSvcs.Wake(n.book.localServices()...)
 	if err := n.Chassis.RemoveChassis(ctx, name); err != nil {
 		return err
 	}

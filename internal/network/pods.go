@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -18,9 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
-	"patchbay/internal/network/attach"
 	"patchbay/internal/network/ipam"
 	"patchbay/internal/podnetworks"
 )
@@ -33,10 +32,10 @@ func (n *Network) addPods(m manager.Manager) error {
 		return old.UID != pod.UID || old.Spec.NodeName != pod.Spec.NodeName || completed(old) != completed(pod) ||
 			old.Annotations[podnetworks.PodAnnotation] != pod.Annotations[podnetworks.PodAnnotation] ||
 			old.Annotations[openPortsAnnotation] != pod.Annotations[openPortsAnnotation] ||
-			old.Annotations[attach.NetworksAnnotation] != pod.Annotations[attach.NetworksAnnotation]
+			old.Annotations[nadv1.NetworkAttachmentAnnot] != pod.Annotations[nadv1.NetworkAttachmentAnnot]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-pods").For(&corev1.Pod{}, builder.WithPredicates(relevant)).
-		WatchesRawSource(source.Func(n.wakePods.start)).
+		WatchesRawSource(n.wakePods.Source()).
 		WithOptions(n.options(n.Workers)).Complete(n.afterRecovery(n.reconcilePod))
 }
 
@@ -91,7 +90,7 @@ func (w *wishError) Unwrap() error { return w.error }
 
 func (n *Network) forgetPod(ctx context.Context, key client.ObjectKey) error {
 	n.Rows.Delete(podOwner(key))
-	n.wakePods.wake(n.book.release(key))
+	n.wakePods.Wake(n.book.release(key)...)
 	freed, machine := n.tenants.leave(key)
 	n.freed(ctx, freed)
 	if machine.Name == "" {

@@ -19,7 +19,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/topology"
 )
@@ -56,7 +55,7 @@ func (n *Network) addServices(m manager.Manager) error {
 	return ctrl.NewControllerManagedBy(m).Named("network-services").For(&corev1.Service{}, builder.WithPredicates(relevant)).
 		Watches(&discoveryv1.EndpointSlice{}, toService).
 		Watches(&virtv1.VirtualMachineInstance{}, handler.EnqueueRequestsFromMapFunc(n.servicesBeside), builder.WithPredicates(migrationEnds)).
-		WatchesRawSource(source.Func(n.wakeSvcs.start)).
+		WatchesRawSource(n.wakeSvcs.Source()).
 		WithOptions(n.options(4)).Complete(n.afterRecovery(n.reconcileService))
 }
 

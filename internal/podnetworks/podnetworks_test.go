@@ -75,3 +75,11 @@ func TestAddressesOfASlice(t *testing.T) {
 		}
 	}
 }
+
+func TestInterfaceName(t *testing.T) {
+	for network, want := range map[string]string{"blue": "pod16477688c0e", "red": "podb1f51a511f1"} {
+		if got := InterfaceName(network); got != want {
+			t.Errorf("InterfaceName(%q) = %q, want %q", network, got, want)
+		}
+	}
+}

@@ -3,6 +3,10 @@ package tenancy
 import (
 	"strings"
 	"sync"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/internal/netconf"
 )
 
 // failures are the networks whose rows the overlay refused.
@@ -35,9 +39,11 @@ func (t *Tenancy) Report(owner string, err error) {
 		return
 	}
 	t.failed.set(network, err)
-	if name, ok := strings.CutPrefix(network, "cluster_udn_"); ok {
-		t.wakeC.wake(request("", name))
-	} else if namespace, name, ok := strings.Cut(network, "_"); ok {
-		t.wakeUDN.wake(request(namespace, name))
+	namespace, name, ok := netconf.AskedBy(network)
+	switch {
+	case ok && namespace == "":
+		t.wakeC.Wake(client.ObjectKey{Name: name})
+	case ok:
+		t.wakeUDN.Wake(client.ObjectKey{Namespace: namespace, Name: name})
 	}
 }

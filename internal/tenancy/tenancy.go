@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	"patchbay/internal/requeue"
 	"patchbay/internal/settings"
 )
 
@@ -22,6 +23,8 @@ import (
 type Config struct {
 	// Settings are the cluster's: its ranges are not for tenants.
 	Settings settings.Settings
+	// Running tells whether a network is still carried, by its name: one that is asked for no longer goes when it is not.
+	Running func(network string) bool
 	// Now replaces the clock in tests.
 	Now func() time.Time
 }
@@ -38,8 +41,8 @@ type Tenancy struct {
 	turn sync.Mutex
 
 	failed  failures
-	wakeUDN wakeups
-	wakeC   wakeups
+	wakeUDN requeue.Wakeups
+	wakeC   requeue.Wakeups
 }
 
 // AddToManager adds the controllers to a manager. They run on the leader only.

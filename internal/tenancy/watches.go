@@ -3,12 +3,10 @@ package tenancy
 import (
 	"context"
 	"strings"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/util/workqueue"
 	virtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -18,7 +16,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/podnetworks"
@@ -63,7 +60,7 @@ func (t *Tenancy) addNamespaced(m manager.Manager) error {
 		Watches(newDefinition(), here).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(t.networksOfNamespace), builder.WithPredicates(namespaceChanges)).
 		Watches(newPod(), handler.EnqueueRequestsFromMapFunc(usedNamespaced), builder.WithPredicates(released)).
-		WatchesRawSource(source.Func(t.wakeUDN.start)).
+		WatchesRawSource(t.wakeUDN.Source()).
 		Complete(reconcile.Func(t.reconcileNamespaced))
 }
 
@@ -72,7 +69,7 @@ func (t *Tenancy) addClusterly(m manager.Manager) error {
 		Watches(newDefinition(), handler.EnqueueRequestsFromMapFunc(t.clusterNetworksOfDefinition)).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(t.clusterNetworksOfNamespace), builder.WithPredicates(namespaceChanges)).
 		Watches(newPod(), handler.EnqueueRequestsFromMapFunc(usedClusterly), builder.WithPredicates(released)).
-		WatchesRawSource(source.Func(t.wakeC.start)).
+		WatchesRawSource(t.wakeC.Source()).
 		Complete(reconcile.Func(t.reconcileClusterly))
 }
 
@@ -162,27 +159,4 @@ func (t *Tenancy) clusterNetworksOfDefinition(ctx context.Context, o client.Obje
 		return requests
 	}
 	return append(requests, t.clusterNetworksOfNamespace(ctx, ns)...)
-}
-
-// wakeups puts keys into a controller's queue from outside its watches.
-type wakeups struct {
-	mu    sync.Mutex
-	queue workqueue.TypedRateLimitingInterface[reconcile.Request]
-}
-
-// start is for WatchesRawSource.
-func (w *wakeups) start(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.queue = q
-	return nil
-}
-
-// wake does nothing before the controller runs: it looks at every object then.
-func (w *wakeups) wake(r reconcile.Request) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.queue != nil {
-		w.queue.Add(r)
-	}
 }

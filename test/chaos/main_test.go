@@ -27,25 +27,9 @@ var lab *local.Cluster
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	var err error
-	if lab, err = local.Up(ctx, fmt.Sprintf("ch%d", os.Getpid()%100000), 2); err != nil {
-		fmt.Fprintln(os.Stderr, "start the cluster:", err)
-		return 1
-	}
-	code := m.Run()
-	down, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	if err := lab.Down(down); err != nil {
-		fmt.Fprintln(os.Stderr, "remove the cluster:", err)
-		return 1
-	}
-	return code
+	os.Exit(local.Main(m, &lab, false, func(ctx context.Context) (*local.Cluster, error) {
+		return local.Up(ctx, fmt.Sprintf("ch%d", os.Getpid()%100000), 2)
+	}))
 }
 
 // status asks without minding whether the cluster is healthy.

@@ -37,28 +37,7 @@ const limit = 2 * time.Minute
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	var err error
-	if node, err = local.Up(ctx, "kvm", 1); err != nil {
-		fmt.Fprintln(os.Stderr, "start the cluster:", err)
-		return 1
-	}
-	code := m.Run()
-	if *keep {
-		return code
-	}
-	down, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
-	if err := node.Down(down); err != nil {
-		fmt.Fprintln(os.Stderr, "remove the cluster:", err)
-		return 1
-	}
-	return code
+	os.Exit(local.Main(m, &node, *keep, func(ctx context.Context) (*local.Cluster, error) { return local.Up(ctx, "kvm", 1) }))
 }
 
 // offer announces a harmless device to the node's kubelet, as the agent announces /dev/kvm, until the returned function is called. It

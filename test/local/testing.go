@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -49,6 +50,42 @@ func (c *Cluster) deleteNamespace(t *testing.T, ns *corev1.Namespace) {
 	}
 	c.leaving = append(c.leaving, ns.Name)
 }
+
+// Main runs a package's tests on the cluster that up starts, stores it in *into and removes it afterwards; with keep it stays,
+// to be looked at. Call it from TestMain:
+//
+//	func TestMain(m *testing.M) {
+//		flag.Parse()
+//		os.Exit(local.Main(m, &cluster, false, func(ctx context.Context) (*local.Cluster, error) { return local.Up(ctx, "name", 2) }))
+//	}
+func Main(m *testing.M, into **Cluster, keep bool, up func(context.Context) (*Cluster, error)) int {
+	ctx, cancel := context.WithTimeout(context.Background(), mainLimit)
+	defer cancel()
+	c, err := up(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "start the cluster:", err)
+		return 1
+	}
+	*into = c
+	code := m.Run()
+	if keep {
+		return code
+	}
+	down, cancel := context.WithTimeout(context.Background(), mainLimit)
+	defer cancel()
+	if err := c.Gone(down); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	if err := c.Down(down); err != nil {
+		fmt.Fprintln(os.Stderr, "remove the cluster:", err)
+		return 1
+	}
+	return code
+}
+
+// mainLimit is for the start, and for the end, of a cluster on a busy machine.
+const mainLimit = 5 * time.Minute
 
 // Gone waits until the namespaces of tests that are over are gone with all that was in them.
 func (c *Cluster) Gone(ctx context.Context) error {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	"golang.org/x/sync/errgroup"
 
 	"patchbay/internal/agent/cni/shim"
@@ -260,7 +261,7 @@ func (p *Plugin) announce(ctx context.Context, pod podnet.Pod) error {
 	if err != nil {
 		return err
 	}
-	return p.Pods.Annotate(ctx, PodRef{pod.Namespace, pod.Name, pod.UID}, NetworkStatusAnnotation, status)
+	return p.Pods.Annotate(ctx, PodRef{pod.Namespace, pod.Name, pod.UID}, nadv1.NetworkStatusAnnot, status)
 }
 
 func (p *Plugin) check(ctx context.Context, c call) error {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -157,7 +158,7 @@ func TestAnnotate(t *testing.T) {
 		},
 	}).Build()
 	k := &KubePods{writer: api}
-	if err := k.Annotate(context.Background(), ref, NetworkStatusAnnotation, "[]"); err != nil {
+	if err := k.Annotate(context.Background(), ref, nadv1.NetworkStatusAnnot, "[]"); err != nil {
 		t.Fatal(err)
 	}
 	want := `application/merge-patch+json {"metadata":{"annotations":{"k8s.v1.cni.cncf.io/network-status":"[]"},"uid":"u1"}}`

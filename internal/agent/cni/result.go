@@ -15,9 +15,6 @@ import (
 	"patchbay/internal/podnetworks"
 )
 
-// NetworkStatusAnnotation tells people and other programs which interfaces a pod has.
-const NetworkStatusAnnotation = "k8s.v1.cni.cncf.io/network-status"
-
 // NetworkName is the name of the cluster's network in the CNI configuration and in network-status, the one that users of
 // OVN-Kubernetes know.
 const NetworkName = "ovn-kubernetes"
@@ -73,7 +70,7 @@ func ipNet(p netip.Prefix) net.IPNet {
 	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// networkStatus is one entry of NetworkStatusAnnotation.
+// networkStatus is one entry of the annotation that tells people and other programs which interfaces a pod has.
 type networkStatus struct {
 	Name      string     `json:"name"`
 	Interface string     `json:"interface"`

@@ -130,6 +130,15 @@ func (p Plan) Pairs() []*Pair {
 	return pairs
 }
 
+// Guests are the guest's inner addresses, IPv4 first.
+func (p Plan) Guests() []netip.Addr {
+	var ips []netip.Addr
+	for _, pair := range p.Pairs() {
+		ips = append(ips, pair.Guest)
+	}
+	return ips
+}
+
 func deviceName(uplink string) string {
 	name := DevicePrefix + uplink
 	return name[:min(len(name), maxDeviceName)]

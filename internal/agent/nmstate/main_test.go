@@ -8,55 +8,28 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"patchbay/internal/agent/link"
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/nmstate"
+	"patchbay/test/sandbox"
 )
 
-// The test process runs itself again in a network namespace of its own, which is the node's, with a real Open vSwitch. Everything
-// hangs on that process. victimVariable marks a process that is killed in the middle of a change.
-const (
-	insideVariable = "PATCHBAY_NMSTATE_INSIDE"
-	victimVariable = "PATCHBAY_NMSTATE_VICTIM"
-)
-
-func init() {
-	runtime.LockOSThread() // children are killed when the thread that started them ends
-}
+// The tests run in a network namespace of their own, which is the node's, with a real Open vSwitch. victimVariable marks a
+// process that is killed in the middle of a change.
+const victimVariable = "PATCHBAY_NMSTATE_VICTIM"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	switch {
-	case os.Getenv(victimVariable) != "":
+	if os.Getenv(victimVariable) != "" {
 		os.Exit(runVictim())
-	case os.Getenv(insideVariable) == "":
-		os.Exit(runInside())
 	}
 	os.Exit(runTests(m))
-}
-
-func runInside() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideVariable+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Run(); err != nil {
-		if exit, ok := err.(*exec.ExitError); ok {
-			return exit.ExitCode()
-		}
-		fmt.Fprintf(os.Stderr, "these tests make network namespaces; run them as root: %v\n", err)
-		return 1
-	}
-	return 0
 }
 
 // lab is the node of all tests.
@@ -65,7 +38,7 @@ var lab *Node
 var labDir string
 
 func runTests(m *testing.M) int {
-	err := mountProc()
+	err := sandbox.Enter()
 	if err == nil {
 		labDir, err = os.MkdirTemp("/tmp", "pbnm-")
 	}
@@ -84,13 +57,6 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	return m.Run()
-}
-
-func mountProc() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return err
-	}
-	return unix.Mount("proc", "/proc", "proc", 0, "")
 }
 
 func startSwitch() error {

@@ -28,6 +28,7 @@ import (
 
 	nmstatev1 "patchbay/api/nmstate/v1"
 	"patchbay/internal/nmstate"
+	"patchbay/internal/requeue"
 )
 
 // Recorder tells people about an object.
@@ -76,7 +77,7 @@ func (p *Policies) AddToManager(m manager.Manager) error {
 	return ctrl.NewControllerManagedBy(m).Named("node-network-policies").
 		For(&nmstatev1.NodeNetworkConfigurationPolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&nmstatev1.NodeNetworkConfigurationEnactment{}, ofEnactment).
-		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(p.all), builder.WithPredicates(predicate.LabelChangedPredicate{}, only(p.Node))).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(requeue.Every(p.Client, &nmstatev1.NodeNetworkConfigurationPolicyList{}, p.Log)), builder.WithPredicates(predicate.LabelChangedPredicate{}, only(p.Node))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 1, SkipNameValidation: new(true)}).
 		Complete(p)
 }
@@ -86,19 +87,6 @@ func only(name string) predicate.Predicate {
 		CreateFunc: func(event.CreateEvent) bool { return false },
 		UpdateFunc: func(e event.UpdateEvent) bool { return e.ObjectNew.GetName() == name },
 	}
-}
-
-func (p *Policies) all(ctx context.Context, _ client.Object) []reconcile.Request {
-	var list nmstatev1.NodeNetworkConfigurationPolicyList
-	if err := p.Client.List(ctx, &list); err != nil {
-		p.Log.Error("list policies", "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for _, policy := range list.Items {
-		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&policy)})
-	}
-	return requests
 }
 
 // Reconcile brings the node's enactment of one policy forward by one step.

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/agent/link"
 	"patchbay/internal/podnetworks"
 )
@@ -54,8 +55,8 @@ func matters(o client.Object) bool {
 
 // namespaceMatters is true when a namespace gets or loses a network of its own.
 var namespaceMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-	_, before := e.ObjectOld.GetLabels()[primaryLabel]
-	_, after := e.ObjectNew.GetLabels()[primaryLabel]
+	_, before := e.ObjectOld.GetLabels()[ovnv1.PrimaryNamespaceLabel]
+	_, after := e.ObjectNew.GetLabels()[ovnv1.PrimaryNamespaceLabel]
 	return before != after
 }}
 

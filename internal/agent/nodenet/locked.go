@@ -8,11 +8,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/knftables"
 
+	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/podnetworks"
 )
-
-// primaryLabel marks namespaces whose pods have a tenant's network as their primary one.
-const primaryLabel = "k8s.ovn.org/primary-user-defined-network"
 
 // atFilter is the place of a chain that only refuses.
 const atFilter = "0"
@@ -21,7 +19,7 @@ const atFilter = "0"
 func tenantNamespaces(namespaces []corev1.Namespace) map[string]bool {
 	out := map[string]bool{}
 	for i := range namespaces {
-		if _, ok := namespaces[i].Labels[primaryLabel]; ok {
+		if _, ok := namespaces[i].Labels[ovnv1.PrimaryNamespaceLabel]; ok {
 			out[namespaces[i].Name] = true
 		}
 	}

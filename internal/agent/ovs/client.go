@@ -29,7 +29,7 @@ const (
 	transactionTimeout = 20 * time.Second
 )
 
-// Client is a connection to one database. It reconnects by itself; calls during an outage wait for it within their context.
+// Client is a connection to one database. It reconnects by itself; calls during an outage wait for it, changes for transactionTimeout.
 type Client struct {
 	db client.Client
 
@@ -142,11 +142,16 @@ func (c *Client) create(rows ...model.Model) ([]ovsdb.Operation, error) {
 	return operations, nil
 }
 
+// transact does not give up what it has sent when the context ends: the cache would not know what is in the database, and who undoes
+// it would miss it.
 func (c *Client) transact(ctx context.Context, what string, operations []ovsdb.Operation) error {
 	if len(operations) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s in the Open vSwitch database: %w", what, context.Cause(ctx))
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), transactionTimeout)
 	defer cancel()
 	results, err := c.db.Transact(ctx, operations...)
 	if err == nil {

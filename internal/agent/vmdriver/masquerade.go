@@ -8,12 +8,9 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
-	"time"
 
 	"patchbay/internal/agent/guestnet"
 	"patchbay/internal/agent/masquerade"
-	"patchbay/internal/agent/netns"
 )
 
 // Masquerade wires NICs with the masquerade binding.
@@ -105,7 +102,8 @@ func (w *Masquerade) serve(nic NIC, plan masquerade.Plan) (*Wired, error) {
 		PodInterface: plan.Uplink,
 		Serve:        func(ctx context.Context) { keepServing(ctx, w.log, server, nic.Pod.Netns, config) },
 		Dial: func(ctx context.Context, network string, port uint16) (net.Conn, error) {
-			return dialInside(ctx, nic.Pod.Netns, network, plan, port)
+			// The inner addresses are not bound to the list of ports, whose purpose is to close the guest to the pod network.
+			return dialEach(plan.Guests(), dialIn(ctx, nic.Pod.Netns, network, port))
 		},
 		Close: server.Close,
 	}, nil
@@ -127,34 +125,3 @@ func addressesOf(nic NIC, plan masquerade.Plan) (guestnet.Config, error) {
 	}
 	return c, nil
 }
-
-// dialInside connects to the guest from its pod, by its inner address: that is not bound to the list of ports, whose purpose is
-// to close the guest to the pod network.
-func dialInside(ctx context.Context, path, network string, plan masquerade.Plan, port uint16) (net.Conn, error) {
-	var errs []error
-	for _, pair := range plan.Pairs() {
-		var conn net.Conn
-		err := netns.Do(path, func() (err error) {
-			// No second attempt in parallel: it would run on a thread outside the namespace.
-			dialer := net.Dialer{FallbackDelay: -1, Timeout: dialLimit}
-			conn, err = dialer.DialContext(ctx, network, netip.AddrPortFrom(pair.Guest, port).String())
-			return err
-		})
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, err)
-		if !isSilence(err) {
-			break // the guest has answered, and says no
-		}
-	}
-	return nil, errors.Join(errs...)
-}
-
-func isSilence(err error) bool {
-	var network net.Error
-	return errors.As(err, &network) && network.Timeout() || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
-}
-
-// dialLimit is how long a guest may take to answer on one family.
-const dialLimit = 5 * time.Second

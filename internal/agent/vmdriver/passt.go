@@ -2,7 +2,6 @@ package vmdriver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,7 +12,6 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/agent/masquerade"
-	"patchbay/internal/agent/netns"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/launcher/protocol"
 	"patchbay/internal/qemu"
@@ -49,7 +47,8 @@ func wirePasst(nic NIC) (*Wired, error) {
 		MAC: nic.MAC, MTU: uplink.MTU, Offloads: true,
 		IPs: ips, PodInterface: uplink.Name, Passt: process,
 		Dial: func(ctx context.Context, network string, port uint16) (net.Conn, error) {
-			return dialPod(ctx, nic.Pod.Netns, network, ips, port)
+			// The pod's own addresses lead to the guest where a port is forwarded.
+			return dialEach(ips, dialIn(ctx, nic.Pod.Netns, network, port))
 		},
 	}, nil
 }
@@ -121,27 +120,6 @@ func passtPorts(ports []virtv1.Port) (tcp, udp []uint16) {
 	slices.Sort(tcp)
 	slices.Sort(udp)
 	return slices.Compact(tcp), slices.Compact(udp)
-}
-
-// dialPod connects to the guest from its pod, by the pod's own address, which leads to it where a port is forwarded.
-func dialPod(ctx context.Context, path, network string, ips []netip.Addr, port uint16) (net.Conn, error) {
-	var errs []error
-	for _, ip := range ips {
-		var conn net.Conn
-		err := netns.Do(path, func() (err error) {
-			dialer := net.Dialer{FallbackDelay: -1, Timeout: dialLimit} // as in dialInside
-			conn, err = dialer.DialContext(ctx, network, netip.AddrPortFrom(ip, port).String())
-			return err
-		})
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, err)
-		if !isSilence(err) {
-			break
-		}
-	}
-	return nil, errors.Join(errs...)
 }
 
 // refreshPasst has a guest that has come by migration ask for its addresses again: those of a pod are not those of another.

@@ -133,22 +133,6 @@ func (w *Taps) wired(nic NIC, i podnet.Interface) *Wired {
 	return wired
 }
 
-// dialEach tries one address after the other until one answers, be it with a refusal.
-func dialEach(ips []netip.Addr, dial func(netip.Addr) (net.Conn, error)) (net.Conn, error) {
-	var errs []error
-	for _, ip := range ips {
-		conn, err := dial(ip)
-		if err == nil {
-			return conn, nil
-		}
-		errs = append(errs, err)
-		if !isSilence(err) {
-			break
-		}
-	}
-	return nil, errors.Join(errs...)
-}
-
 func tapOf(nic NIC, i podnet.Interface) link.Tap {
 	return link.Tap{
 		Name: tapName(nic), MTU: i.MTU, Queues: nic.Queues,

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/yaml"
@@ -163,12 +164,12 @@ func TestPods(t *testing.T) {
 		t.Run(tc.what, func(t *testing.T) {
 			a, pod := assigner(t, true), &corev1.Pod{}
 			pod.Namespace, pod.Name = "ns", "a"
-			pod.Annotations = map[string]string{networksAnnotation: tc.networks}
+			pod.Annotations = map[string]string{nadv1.NetworkAttachmentAnnot: tc.networks}
 			pod.Labels = map[string]string{virtv1.AppLabel: tc.labels}
 			if _, err := a.CompletePod(t.Context(), pod, false); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tc.want, pod.Annotations[networksAnnotation]); diff != "" {
+			if diff := cmp.Diff(tc.want, pod.Annotations[nadv1.NetworkAttachmentAnnot]); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
@@ -178,7 +179,7 @@ func TestPods(t *testing.T) {
 func TestPodsWithBadAddresses(t *testing.T) {
 	pod := &corev1.Pod{}
 	text, _ := json.Marshal([]map[string]string{{"name": "blue", "mac": "nonsense"}})
-	pod.Annotations = map[string]string{networksAnnotation: string(text)}
+	pod.Annotations = map[string]string{nadv1.NetworkAttachmentAnnot: string(text)}
 	if _, err := assigner(t, true).CompletePod(t.Context(), pod, false); err == nil {
 		t.Error("accepted a pod with a malformed address")
 	}

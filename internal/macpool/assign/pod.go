@@ -8,16 +8,11 @@ import (
 	"strings"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/macpool"
-)
-
-// The annotations of a pod's networks.
-const (
-	networksAnnotation = "k8s.v1.cni.cncf.io/networks"
-	statusAnnotation   = "k8s.v1.cni.cncf.io/network-status"
 )
 
 // PodOwner is a pod as an owner of addresses.
@@ -29,7 +24,7 @@ func PodOwner(namespace, name string) macpool.Owner {
 func Launcher(pod *corev1.Pod) bool { return pod.Labels[virtv1.AppLabel] == "virt-launcher" }
 
 // Attached says that a pod's networks are connected.
-func Attached(pod *corev1.Pod) bool { return pod.Annotations[statusAnnotation] != "" }
+func Attached(pod *corev1.Pod) bool { return pod.Annotations[nadv1.NetworkStatusAnnot] != "" }
 
 // PodAddresses is what the networks of a pod hold.
 func PodAddresses(pod *corev1.Pod) map[string]macpool.Address {
@@ -74,7 +69,7 @@ func (a *Assigner) CompletePod(ctx context.Context, pod *corev1.Pod, dryRun bool
 	if err != nil {
 		return nil, err
 	}
-	pod.Annotations[networksAnnotation] = string(text)
+	pod.Annotations[nadv1.NetworkAttachmentAnnot] = string(text)
 	return nil, nil
 }
 
@@ -96,7 +91,7 @@ func (s selection) key(namespace string, place int) string {
 }
 
 func selections(pod *corev1.Pod) []selection {
-	text := strings.TrimSpace(pod.Annotations[networksAnnotation])
+	text := strings.TrimSpace(pod.Annotations[nadv1.NetworkAttachmentAnnot])
 	if !strings.HasPrefix(text, "[") {
 		return nil
 	}

@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/workqueue"
 	virtv1 "kubevirt.io/api/core/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -19,9 +18,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"patchbay/internal/macpool/assign"
+	"patchbay/internal/requeue"
 )
 
 // MACCollision is the type and reason of the condition and the reason of the event.
@@ -37,22 +36,17 @@ type detector struct {
 	*Watch
 	mu    sync.Mutex
 	table *table
-	queue workqueue.TypedRateLimitingInterface[reconcile.Request] // of instances
+
+	wakeInstances requeue.Wakeups
 }
 
 // addCollisions watches running instances and pods, and what decides whether they count.
 func (w *Watch) addCollisions(m manager.Manager) error {
 	d := &detector{Watch: w, table: newTable()}
-	remember := source.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.queue = q
-		return nil
-	})
 	ours := builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool { return o.GetName() == w.Webhooks }))
 	relabelled := builder.WithPredicates(predicate.LabelChangedPredicate{})
 	err := ctrl.NewControllerManagedBy(m).Named("mac-collisions").For(&virtv1.VirtualMachineInstance{}).
-		WatchesRawSource(remember).
+		WatchesRawSource(d.wakeInstances.Source()).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(d.instancesOf), relabelled).
 		Watches(&hooks.MutatingWebhookConfiguration{}, handler.EnqueueRequestsFromMapFunc(d.instancesOf), ours).
 		Complete(reconcile.Func(d.instance))
@@ -185,15 +179,16 @@ func (d *detector) note(ctx context.Context, me member, u use) {
 		}
 	}
 	for other := range shared {
-		if key, is := strings.CutPrefix(string(other), vmiPrefix); is && other != me && d.queue != nil {
-			d.queue.Add(request(key))
+		if key, is := strings.CutPrefix(string(other), vmiPrefix); is && other != me {
+			d.wakeInstances.Wake(keyOf(key))
 		}
 	}
 }
 
-func request(key string) reconcile.Request {
+// keyOf turns "namespace/name" into a key.
+func keyOf(key string) client.ObjectKey {
 	namespace, name, _ := strings.Cut(key, "/")
-	return reconcile.Request{NamespacedName: client.ObjectKey{Namespace: namespace, Name: name}}
+	return client.ObjectKey{Namespace: namespace, Name: name}
 }
 
 // announce puts an event on everything that shares an address.
@@ -204,7 +199,7 @@ func (d *detector) announce(ctx context.Context, text string, users []member) {
 		if kind+"/" == vmiPrefix {
 			o = &virtv1.VirtualMachineInstance{}
 		}
-		if d.client.Get(ctx, request(key).NamespacedName, o) == nil {
+		if d.client.Get(ctx, keyOf(key), o) == nil {
 			d.events.Eventf(o, nil, corev1.EventTypeWarning, MACCollision, "Detect", "%s", text)
 		}
 	}

@@ -10,23 +10,22 @@ import (
 	"net/netip"
 	"strings"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/netconf"
 	"patchbay/internal/network/catalog"
 	"patchbay/internal/podnetworks"
 )
 
-// PrimaryLabel marks namespaces whose pods are on a primary network of their own.
-const PrimaryLabel = "k8s.ovn.org/primary-user-defined-network"
-
 // Facts are what decides about a pod.
 type Facts struct {
 	Pod *corev1.Pod
-	// Tenant says that the pod's namespace has PrimaryLabel.
+	// Tenant says that the pod's namespace has ovnv1.PrimaryNamespaceLabel.
 	Tenant   bool
 	Networks Networks
 	// VMI is the machine whose pod this is; nil for other pods, and when it is gone.
@@ -107,7 +106,7 @@ func Plan(f Facts) ([]Wish, error) {
 			wishes = append(wishes, w)
 		}
 	}
-	selections, err := parseSelections(f.Pod.Annotations[NetworksAnnotation], f.Pod.Namespace)
+	selections, err := parseSelections(f.Pod.Annotations[nadv1.NetworkAttachmentAnnot], f.Pod.Namespace)
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -143,7 +142,7 @@ func (f Facts) primary() (Wish, error) {
 	key, n, err := f.Networks.Primary(namespace)
 	if errors.Is(err, catalog.ErrNoPrimary) {
 		return Wish{}, waiting(OnNamespace(namespace), "namespace %s has the label %s but no primary network; "+
-			"create a UserDefinedNetwork with role Primary there, or a ClusterUserDefinedNetwork that selects it, and the pod goes on", namespace, PrimaryLabel)
+			"create a UserDefinedNetwork with role Primary there, or a ClusterUserDefinedNetwork that selects it, and the pod goes on", namespace, ovnv1.PrimaryNamespaceLabel)
 	}
 	if err != nil {
 		return Wish{}, waiting(OnNamespace(namespace), "%w", err)
@@ -203,7 +202,7 @@ func (f Facts) secondary(i int, s selection) (w Wish, ours bool, err error) {
 	case d.Err != nil:
 		return w, false, waiting(OnDefinition(key), "network attachment definition %s cannot be used: %w", key, d.Err)
 	case d.Network.IsDefault():
-		return w, false, fmt.Errorf("network attachment definition %s is the cluster's default network, which every pod is on anyway; take it out of annotation %s", key, NetworksAnnotation)
+		return w, false, fmt.Errorf("network attachment definition %s is the cluster's default network, which every pod is on anyway; take it out of annotation %s", key, nadv1.NetworkAttachmentAnnot)
 	case d.Network.Role == podnetworks.Primary:
 		return w, false, fmt.Errorf("unexpected primary network %q specified with a NetworkSelectionElement %s", d.Network.Name, key)
 	}

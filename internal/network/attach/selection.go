@@ -7,21 +7,16 @@ import (
 	"net/netip"
 	"strings"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/netconf"
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/tenancy/attachment"
 )
 
-// NetworksAnnotation lists the networks that a pod asks for beside its primary one.
-const NetworksAnnotation = "k8s.v1.cni.cncf.io/networks"
-
-// Annotations by which pods and machines ask for more.
-const (
-	defaultAnnotation   = "v1.multus-cni.io/default-network"
-	legacyClaim         = "k8s.ovn.org/primary-udn-ipamclaim"
-	addressesAnnotation = "network.kubevirt.io/addresses"
-)
+// legacyClaim is the annotation by which pods ask for a claim's addresses.
+const legacyClaim = "k8s.ovn.org/primary-udn-ipamclaim"
 
 // selection is one element of an annotation.
 type selection struct {
@@ -42,7 +37,7 @@ func parseSelections(text, namespace string) ([]selection, error) {
 		return nil, nil
 	case strings.ContainsAny(text, "[{\""):
 		if err := json.Unmarshal([]byte(text), &list); err != nil {
-			return nil, fmt.Errorf("annotation %s is not a list of networks in JSON: %w", NetworksAnnotation, err)
+			return nil, fmt.Errorf("annotation %s is not a list of networks in JSON: %w", nadv1.NetworkAttachmentAnnot, err)
 		}
 	default:
 		for item := range strings.SplitSeq(text, ",") {
@@ -54,7 +49,7 @@ func parseSelections(text, namespace string) ([]selection, error) {
 			list[i].Namespace = namespace
 		}
 		if list[i].Name == "" || strings.Contains(list[i].Name, "/") {
-			return nil, fmt.Errorf("annotation %s: element %d does not name a network attachment definition; write namespace/name", NetworksAnnotation, i+1)
+			return nil, fmt.Errorf("annotation %s: element %d does not name a network attachment definition; write namespace/name", nadv1.NetworkAttachmentAnnot, i+1)
 		}
 	}
 	return list, nil
@@ -74,17 +69,17 @@ func parseShort(item string) selection {
 // defaultRequest is what the pod asks of its primary network. The annotation that carries it speaks of the default network; when
 // it names another definition it means something else.
 func (f Facts) defaultRequest() (selection, error) {
-	text := f.Pod.Annotations[defaultAnnotation]
+	text := f.Pod.Annotations[attachment.DefaultNetworkAnnotation]
 	request := selection{Claim: f.Pod.Annotations[legacyClaim]}
 	if !strings.HasPrefix(strings.TrimSpace(text), "[") {
 		return request, nil
 	}
 	var list []selection
 	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		return request, fmt.Errorf("annotation %s is not a list of networks in JSON: %w", defaultAnnotation, err)
+		return request, fmt.Errorf("annotation %s is not a list of networks in JSON: %w", attachment.DefaultNetworkAnnotation, err)
 	}
 	if len(list) != 1 {
-		return request, fmt.Errorf("annotation %s lists %d networks; want one", defaultAnnotation, len(list))
+		return request, fmt.Errorf("annotation %s lists %d networks; want one", attachment.DefaultNetworkAnnotation, len(list))
 	}
 	d, known := f.Networks.Definition(list[0].Namespace + "/" + list[0].Name)
 	if known && !(d.Err == nil && d.Network.IsDefault()) || !known && list[0].Name != podnetworks.Default {
@@ -138,13 +133,13 @@ func parseAddress(text string) (a netip.Addr, bits int, err error) {
 
 // machineAddresses are the addresses that a machine's annotation wishes for one of its interfaces.
 func machineAddresses(vmi *virtv1.VirtualMachineInstance, nic string) ([]string, error) {
-	text := vmi.Annotations[addressesAnnotation]
+	text := vmi.Annotations[attachment.AddressesAnnotation]
 	if text == "" {
 		return nil, nil
 	}
 	var wishes map[string][]string
 	if err := json.Unmarshal([]byte(text), &wishes); err != nil {
-		return nil, fmt.Errorf("annotation %s is not a JSON object of lists of addresses: %w", addressesAnnotation, err)
+		return nil, fmt.Errorf("annotation %s is not a JSON object of lists of addresses: %w", attachment.AddressesAnnotation, err)
 	}
 	return wishes[nic], nil
 }

@@ -29,6 +29,7 @@ import (
 
 	nmstatev1 "patchbay/api/nmstate/v1"
 	"patchbay/internal/nmstate"
+	"patchbay/internal/requeue"
 )
 
 // policies follows the policies' enactments.
@@ -47,7 +48,7 @@ func SetupWithManager(m manager.Manager, direct client.Client, log *slog.Logger)
 	err := ctrl.NewControllerManagedBy(m).Named("node-network-rollout").
 		For(&nmstatev1.NodeNetworkConfigurationPolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&nmstatev1.NodeNetworkConfigurationEnactment{}, ofEnactment).
-		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(p.all), builder.WithPredicates(nodeMatters)).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(requeue.Every(p.client, &nmstatev1.NodeNetworkConfigurationPolicyList{}, p.log)), builder.WithPredicates(nodeMatters)).
 		Complete(p)
 	if err != nil {
 		return err
@@ -61,19 +62,6 @@ var nodeMatters = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 	after, alsoNode := e.ObjectNew.(*corev1.Node)
 	return !isNode || !alsoNode || ready(before) != ready(after) || !maps.Equal(before.Labels, after.Labels)
 }}
-
-func (p *policies) all(ctx context.Context, _ client.Object) []reconcile.Request {
-	var list nmstatev1.NodeNetworkConfigurationPolicyList
-	if err := p.client.List(ctx, &list); err != nil {
-		p.log.Error("list policies", "error", err)
-		return nil
-	}
-	var requests []reconcile.Request
-	for _, policy := range list.Items {
-		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&policy)})
-	}
-	return requests
-}
 
 // Reconcile gives turns and writes the status of one policy.
 func (p *policies) Reconcile(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {

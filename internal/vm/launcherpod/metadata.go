@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"strings"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/podnetworks"
 	"patchbay/internal/tenancy/attachment"
 )
 
@@ -17,7 +19,6 @@ const (
 	istioInject          = "sidecar.istio.io/inject"
 	istioInterfaces      = "traffic.sidecar.istio.io/kubevirtInterfaces"
 	istioReroute         = "istio.io/reroute-virtual-interfaces"
-	multusNetworks       = "k8s.v1.cni.cncf.io/networks"
 	multusDefaultNetwork = attachment.DefaultNetworkAnnotation
 	primaryClaim         = "k8s.ovn.org/primary-udn-ipamclaim"
 	defaultContainer     = "kubectl.kubernetes.io/default-container"
@@ -74,7 +75,7 @@ func podAnnotations(r Request) (map[string]string, error) {
 		return nil, err
 	}
 	if networks != "" {
-		annotations[multusNetworks] = networks
+		annotations[nadv1.NetworkAttachmentAnnot] = networks
 	}
 	for _, n := range r.VMI.Spec.Networks {
 		if n.Multus != nil && n.Multus.Default {
@@ -161,7 +162,7 @@ func NetworkAnnotation(c Cluster, vmi *virtv1.VirtualMachineInstance, overlay ma
 		if n.Multus != nil && !n.Multus.Default {
 			namespace, name := AttachmentKey(vmi.Namespace, n.Multus.NetworkName)
 			list = append(list, selection{
-				Name: name, Namespace: namespace, Interface: InterfaceName(n.Name), MAC: nic.MacAddress, Claim: overlay[n.Name].Claim,
+				Name: name, Namespace: namespace, Interface: podnetworks.InterfaceName(n.Name), MAC: nic.MacAddress, Claim: overlay[n.Name].Claim,
 			})
 		}
 		extra, err := pluginSelection(c, vmi, n.Name, nic)

@@ -6,8 +6,6 @@ import (
 	"encoding/hex"
 
 	virtv1 "kubevirt.io/api/core/v1"
-
-	"patchbay/internal/podnetworks"
 )
 
 const (
@@ -47,6 +45,3 @@ func ID(vmiName string) string {
 	sum := sha1.Sum([]byte(vmiName))
 	return vmiName[:54] + "-" + hex.EncodeToString(sum[:])[:8]
 }
-
-// InterfaceName is the name in the pod of a secondary network's interface.
-func InterfaceName(network string) string { return podnetworks.InterfaceName(network) }

@@ -11,14 +11,6 @@ import (
 
 func quantity(s string) resource.Quantity { return resource.MustParse(s) }
 
-func TestInterfaceName(t *testing.T) {
-	for network, want := range map[string]string{"blue": "pod16477688c0e", "red": "podb1f51a511f1"} {
-		if got := InterfaceName(network); got != want {
-			t.Errorf("InterfaceName(%q) = %q, want %q", network, got, want)
-		}
-	}
-}
-
 func TestID(t *testing.T) {
 	long := strings.Repeat("a", 64)
 	for name, want := range map[string]string{

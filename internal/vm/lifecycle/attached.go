@@ -6,15 +6,13 @@ import (
 	"strings"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
-	"patchbay/internal/vm/launcherpod"
+	"patchbay/internal/podnetworks"
 )
-
-// attachedAnnotation is where the pod says to which networks it is attached.
-const attachedAnnotation = "k8s.v1.cni.cncf.io/network-status"
 
 // Sources of what status.interfaces says. The node's agent writes the others.
 const (
@@ -22,7 +20,7 @@ const (
 	fromDomain = "domain"
 )
 
-// attached is one element of attachedAnnotation.
+// attached is one element of the annotation by which a pod says to which networks it is attached.
 type attached struct {
 	Name      string `json:"name"`
 	Interface string `json:"interface"`
@@ -30,7 +28,7 @@ type attached struct {
 }
 
 func attachments(pod *corev1.Pod) (list []attached, ok bool) {
-	text, ok := pod.Annotations[attachedAnnotation]
+	text, ok := pod.Annotations[nadv1.NetworkStatusAnnot]
 	if !ok || json.Unmarshal([]byte(text), &list) != nil {
 		return nil, false
 	}
@@ -95,7 +93,7 @@ func deviceOf(n virtv1.Network, list []attached) (device string, ok bool) {
 	if isPrimary(n) {
 		return "", false
 	}
-	want := launcherpod.InterfaceName(n.Name)
+	want := podnetworks.InterfaceName(n.Name)
 	return want, slices.ContainsFunc(list, func(a attached) bool { return a.Interface == want })
 }
 

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 )
@@ -138,10 +139,10 @@ func TestSyncNetworksKeepsWhatOthersAppended(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := &corev1.Pod{}
-			pod.Annotations = map[string]string{networksAnnotation: c.before}
+			pod.Annotations = map[string]string{nadv1.NetworkAttachmentAnnot: c.before}
 			s := &vmiStep{view: VMIView{Settings: Settings{}}, vmi: vmi}
 			s.syncNetworks(pod)
-			if diff := cmp.Diff(c.after, pod.Annotations[networksAnnotation]); diff != "" {
+			if diff := cmp.Diff(c.after, pod.Annotations[nadv1.NetworkAttachmentAnnot]); diff != "" {
 				t.Errorf("annotation:\n%s", diff)
 			}
 		})

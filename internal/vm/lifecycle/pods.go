@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,9 +20,6 @@ import (
 
 // meshProxy is the container of a service mesh. It may be slow to become ready, and the guest does not wait for it.
 const meshProxy = "istio-proxy"
-
-// networksAnnotation asks CNI plugins for secondary networks.
-const networksAnnotation = "k8s.v1.cni.cncf.io/networks"
 
 func isOver(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
@@ -151,7 +149,7 @@ func (s *vmiStep) syncNetworks(pod *corev1.Pod) {
 	if wanted != "" && json.Unmarshal([]byte(wanted), &elements) != nil {
 		return
 	}
-	if current := pod.Annotations[networksAnnotation]; current != "" {
+	if current := pod.Annotations[nadv1.NetworkAttachmentAnnot]; current != "" {
 		var old []map[string]any
 		if json.Unmarshal([]byte(current), &old) != nil {
 			return // a form that only others write: not ours to change
@@ -164,15 +162,15 @@ func (s *vmiStep) syncNetworks(pod *corev1.Pod) {
 	}
 	merged := slices.Concat(elements, foreign)
 	if len(merged) == 0 {
-		delete(pod.Annotations, networksAnnotation)
+		delete(pod.Annotations, nadv1.NetworkAttachmentAnnot)
 		return
 	}
-	if current := pod.Annotations[networksAnnotation]; current == "" {
-		pod.Annotations[networksAnnotation] = wanted
+	if current := pod.Annotations[nadv1.NetworkAttachmentAnnot]; current == "" {
+		pod.Annotations[nadv1.NetworkAttachmentAnnot] = wanted
 		return
 	}
 	if text, err := json.Marshal(merged); err == nil {
-		pod.Annotations[networksAnnotation] = string(text)
+		pod.Annotations[nadv1.NetworkAttachmentAnnot] = string(text)
 	}
 }
 

@@ -3,74 +3,32 @@ package lifecycle
 import (
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
-
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/golden"
+	"patchbay/internal/podnetworks"
 	"patchbay/internal/vm/launcherpod"
 )
 
-var update = flag.Bool("update", false, "write what the stories say now")
-
-// TestStories replays testdata/*.txt: a line beginning with "> " is something that happens, what follows is what the controllers do
-// about it. Lines beginning with # are for the reader.
 func TestStories(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no stories in testdata: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := replay(t, string(text))
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if diff := cmp.Diff(string(text), got); diff != "" {
-				t.Errorf("the story goes otherwise (run with -update to accept):\n%s", diff)
-			}
-		})
-	}
-}
-
-// replay runs the events of a story and returns the story with what was done in answer.
-func replay(t *testing.T, text string) string {
-	w := newWorld()
-	var out []string
-	for _, line := range strings.Split(strings.TrimRight(text, "\n"), "\n") {
-		switch {
-		case strings.HasPrefix(line, "> "):
-			out = append(out, line)
+	golden.Stories(t, func(t *testing.T) golden.Happen {
+		w := newWorld()
+		return func(words []string) ([]string, error) {
 			w.log = nil
-			if err := w.event(t, strings.Fields(line[2:])); err != nil {
-				t.Fatalf("%s: %v", line, err)
-			}
-			for _, l := range w.log {
-				out = append(out, "  "+l)
-			}
-		case line == "" || strings.HasPrefix(line, "#"):
-			out = append(out, line)
+			err := w.event(t, words)
+			return w.log, err
 		}
-	}
-	return strings.Join(out, "\n") + "\n"
+	})
 }
 
 // event makes something happen and lets the controllers answer. The word "killed=N" ends them after N actions; "quietly" leaves
@@ -273,7 +231,7 @@ func (w *world) kubelet(args []string) error {
 	case "attached": // to its own network and so many more, by their names in the instance
 		list := []attached{{Name: "ovn-kubernetes", Interface: "eth0", Default: true}}
 		for _, name := range args[1:] {
-			list = append(list, attached{Name: "shop/" + name, Interface: launcherpod.InterfaceName(name)})
+			list = append(list, attached{Name: "shop/" + name, Interface: podnetworks.InterfaceName(name)})
 		}
 		text, err := json.Marshal(list)
 		if err != nil {
@@ -282,7 +240,7 @@ func (w *world) kubelet(args []string) error {
 		if pod.Annotations == nil {
 			pod.Annotations = map[string]string{}
 		}
-		pod.Annotations[attachedAnnotation] = string(text)
+		pod.Annotations[nadv1.NetworkStatusAnnot] = string(text)
 	case "succeeded", "failed":
 		w.endPod(pod, args)
 	case "gone":
