@@ -153,6 +153,7 @@ func TestPrimaryNetworkData(t *testing.T) {
 	})
 	testTenantReach(t, ns, first, box, one)
 	testTenantNames(t, ns, first, box, two)
+	testTenantServices(t, ns, first, box)
 	testTenantAccess(t, user, ns, key)
 	t.Run("9.3.2.2-C8 claims hold the addresses", func(t *testing.T) {
 		var claim ipamclaimsv1alpha1.IPAMClaim
