@@ -390,10 +390,17 @@ func TestClaimsKeepAddresses(t *testing.T) {
 		!meta.IsStatusConditionTrue(c.Status.Conditions, "IPsAllocated") {
 		t.Errorf("the claim's status is %+v, the pod has %s", c.Status, ips(had))
 	}
+	s.until("the claim says the MAC", func() (bool, string) {
+		mac := read().Annotations["patchbay.io/mac-address"]
+		return mac == had.MAC.String(), mac
+	})
 	// The machine stops; others come; the controllers are killed; it starts again.
 	s.delete(podIn(red, "one", ""))
 	s.delete(vmi)
 	s.restart()
+	s.create(podIn(red, "greedy", "node-1", "v1.multus-cni.io/default-network", `[{"name":"default","namespace":"ovn-kubernetes","mac":"`+had.MAC.String()+`"}]`))
+	s.said(red, "greedy", "MAC address already in use")
+	s.delete(podIn(red, "greedy", ""))
 	for i := range 3 {
 		s.create(podIn(red, fmt.Sprint("other-", i), "node-1"))
 		if got := ips(s.networks(red, fmt.Sprint("other-", i))[red+"/net"]); got == ips(had) {
