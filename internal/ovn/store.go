@@ -70,10 +70,15 @@ func NewStore(c Config) *Store {
 }
 
 // Set replaces all rows that an owner wants. The models belong to the Store from then on.
-func (s *Store) Set(owner string, rows []nb.Row) {
+func (s *Store) Set(owner string, rows []nb.Row) { s.SetAll(map[string][]nb.Row{owner: rows}) }
+
+// SetAll replaces all rows that some owners want. They are written in one transaction, so nobody sees some without the others.
+func (s *Store) SetAll(rows map[string][]nb.Row) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.want.set(owner, rows, s.dirty)
+	for owner, wanted := range rows {
+		s.want.set(owner, wanted, s.dirty)
+	}
 	if !s.dirty.empty() {
 		s.kick()
 	}
