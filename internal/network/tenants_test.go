@@ -275,11 +275,13 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 	ns := s.namespace("wrong", false)
 	s.create(
 		definition(ns, "odd", "odd", `"topology":"ring"`),
+		&nadv1.NetworkAttachmentDefinition{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "typo"}, Spec: nadv1.NetworkAttachmentDefinitionSpec{Config: `{"type":`}},
 		definition(ns, "cluster", "cluster", `"topology":"layer2","subnets":"10.128.0.0/16"`),
 		definition(ns, "one", "shared", `"topology":"layer2"`),
 		definition(ns, "primary", "primary", primaryFields),
 	)
 	s.said(ns, "odd", `topology "ring" is not known`)
+	s.said(ns, "typo", "spec.config is not a CNI configuration in JSON")
 	s.said(ns, "cluster", `subnet "10.128.0.0/16" overlaps cluster subnet "10.128.0.0/14"`)
 	s.hasRow(s.o, "Logical_Switch switch/shared", true)
 	s.create(definition(ns, "two", "shared", `"topology":"layer2","mtu":1300`))

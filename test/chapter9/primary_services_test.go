@@ -86,7 +86,7 @@ func testTenantServices(t *testing.T, ns string, first *local.Guest, box toolbox
 	t.Run("9.4.1-C1 internalTrafficPolicy Local on a layer2 network means every machine", func(t *testing.T) {
 		inside := expose("inside", second, "internalTrafficPolicy: Local")
 		for _, ip := range inside.Spec.ClusterIPs {
-			first.Eventually(cluster, soon, "wget -q -T 3 -O - http://"+bracket(ip)+"/hostname", contains("two"))
+			first.Eventually(cluster, soon, "printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n' | nc -w 3 "+ip+" 80", contains("two"))
 		}
 	})
 }
