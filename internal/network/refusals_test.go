@@ -36,7 +36,7 @@ func TestAMachineWithoutAnAddressWaits(t *testing.T) {
 	s.start()
 	ns := s.namespace("full", true)
 	const name = "full-net"
-	s.create(definition(ns, "net", name, `"topology":"layer2","role":"primary","subnets":"10.77.0.0/29","allowPersistentIPs":true`)) // four addresses beside the router.s
+	s.create(definition(ns, "net", name, `"topology":"layer2","role":"primary","subnets":"10.77.0.0/29","allowPersistentIPs":true`)) // four addresses beside the network's own
 	boot := func(machine, wishes string) *ipamclaimsv1alpha1.IPAMClaim {
 		claim, asks := claimed(ns, machine+".default", name, wishes)
 		vmi := instance(ns, machine)
