@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"patchbay/internal/netconf"
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/network/policy"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
@@ -71,19 +71,19 @@ func (n *Network) reconcilePolicy(ctx context.Context, req reconcile.Request) (r
 		return reconcile.Result{}, err
 	}
 	if err != nil {
-		n.enforcer.RemovePolicy(policyKey(policy.Plain, req.NamespacedName))
+		n.enforcer.RemovePolicy(policyKey(netpolicy.Plain, req.NamespacedName))
 		return reconcile.Result{}, nil
 	}
 	n.setPolicy(&p)
 	return reconcile.Result{}, nil
 }
 
-func policyKey(kind string, key client.ObjectKey) policy.Key {
-	return policy.Key{Kind: kind, Namespace: key.Namespace, Name: key.Name}
+func policyKey(kind string, key client.ObjectKey) netpolicy.Key {
+	return netpolicy.Key{Kind: kind, Namespace: key.Namespace, Name: key.Name}
 }
 
 func (n *Network) setPolicy(p *networkingv1.NetworkPolicy) {
-	parsed, err := policy.Parse(policyKey(policy.Plain, client.ObjectKeyFromObject(p)), nil, p.Spec)
+	parsed, err := netpolicy.Parse(policyKey(netpolicy.Plain, client.ObjectKeyFromObject(p)), nil, p.Spec)
 	n.enforcer.SetPolicy(parsed)
 	n.tellPolicy(p, err)
 }
@@ -101,7 +101,7 @@ func (n *Network) tellPolicy(object client.Object, problems ...error) {
 			continue
 		case errors.Is(err, errMissing):
 			reason = reasonPolicyWaits
-		case errors.Is(err, policy.ErrSelectors):
+		case errors.Is(err, netpolicy.ErrSelectors):
 			reason = reasonPolicySelectors
 		}
 		n.events.Eventf(object, nil, "Warning", reason, "Enforce", "%v", err)
@@ -114,7 +114,7 @@ func (n *Network) reconcileMultiPolicy(ctx context.Context, req reconcile.Reques
 	if client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, err
 	}
-	key := policyKey(policy.Multi, req.NamespacedName)
+	key := policyKey(netpolicy.Multi, req.NamespacedName)
 	if err != nil {
 		n.enforcer.RemovePolicy(key)
 		n.multiPolicies.remove(req.NamespacedName)
@@ -126,41 +126,32 @@ func (n *Network) reconcileMultiPolicy(ctx context.Context, req reconcile.Reques
 func (n *Network) setMultiPolicy(p *multiv1beta1.MultiNetworkPolicy) error {
 	key := client.ObjectKeyFromObject(p)
 	n.multiPolicies.add(key)
-	spec, err := plainSpec(p)
+	spec, err := netpolicy.PlainSpec(p)
 	if err != nil {
 		return err
 	}
 	networks, problems := n.networksOf(p, spec)
-	parsed, err := policy.Parse(policyKey(policy.Multi, key), networks, spec)
+	parsed, err := netpolicy.Parse(policyKey(netpolicy.Multi, key), networks, spec)
 	n.enforcer.SetPolicy(parsed)
 	n.tellPolicy(p, append(problems, err)...)
 	return nil
 }
 
-// plainSpec is a policy in the words of a NetworkPolicy, of whose specification its own is a copy.
-func plainSpec(p *multiv1beta1.MultiNetworkPolicy) (spec networkingv1.NetworkPolicySpec, err error) {
-	text, err := json.Marshal(p.Spec)
-	if err != nil {
-		return spec, err
-	}
-	return spec, json.Unmarshal(text, &spec)
-}
-
 // networksOf are the networks that a policy is for, with why it is not in force on others that it names.
 func (n *Network) networksOf(p *multiv1beta1.MultiNetworkPolicy, spec networkingv1.NetworkPolicySpec) (networks []string, problems []error) {
-	keys := policy.For(p.Namespace, p.Annotations)
+	keys := netpolicy.For(p.Namespace, p.Annotations)
 	if len(keys) == 0 {
-		return nil, []error{policy.ErrNowhere}
+		return nil, []error{netpolicy.ErrNowhere}
 	}
 	for _, key := range keys {
 		network, err := n.tenants.definition(key)
 		if err == nil {
-			err = policy.CheckNetwork(key, network, spec)
+			err = netpolicy.CheckNetwork(key, network, spec)
 		}
 		if err != nil {
 			problems = append(problems, err)
 		}
-		if err == nil || errors.Is(err, policy.ErrSelectors) {
+		if err == nil || errors.Is(err, netpolicy.ErrSelectors) {
 			networks = append(networks, network.Name)
 		}
 	}

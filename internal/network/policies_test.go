@@ -11,6 +11,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/topology"
 )
 
@@ -126,7 +127,7 @@ func TestPoliciesOfTenantsMachines(t *testing.T) {
 	port := topology.NICPort(red, vmi.Name, "default")
 	s.isolated(port, network, true)
 	s.isolated(topology.PodPort(red, "source"), "", false) // its leg is locked anyway
-	s.column("ACL isolation/"+network+"/ingress/node", "match: outport == @"+topology.PolicyMember("", network, nil, []topology.Direction{topology.Ingress}).Links[0].Parent.Key+" && (ip4.src == {10.20.0.2} || ip6.src == {fd00:20::2})")
+	s.column("ACL isolation/"+network+"/ingress/node", "match: outport == @"+topology.PolicyMember("", network, nil, []netpolicy.Direction{netpolicy.Ingress}).Links[0].Parent.Key+" && (ip4.src == {10.20.0.2} || ip6.src == {fd00:20::2})")
 	// It moves: at no time does the port belong to nobody.
 	s.status(vmi, virtv1.VirtualMachineInstanceStatus{NodeName: "node-1"})
 	s.create(labelled(launcher(vmi, "target", "node-2", "m1"), web))

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"patchbay/internal/netconf"
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/network/policy"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/topology"
@@ -54,8 +55,8 @@ func (p *policing) apply(kind, namespace, name string, networks []string, text s
 	p.t.Helper()
 	var spec networkingv1.NetworkPolicySpec
 	must(p.t, yaml.UnmarshalStrict([]byte(text), &spec))
-	key := policy.Key{Kind: kind, Namespace: namespace, Name: name}
-	parsed, err := policy.Parse(key, networks, spec)
+	key := netpolicy.Key{Kind: kind, Namespace: namespace, Name: name}
+	parsed, err := netpolicy.Parse(key, networks, spec)
 	must(p.t, err)
 	p.SetPolicy(parsed)
 	must(p.t, lab.settle())
@@ -65,7 +66,7 @@ func (p *policing) apply(kind, namespace, name string, networks []string, text s
 	})
 }
 
-func (p *policing) plain(namespace, text string) { p.apply(policy.Plain, namespace, "p", nil, text) }
+func (p *policing) plain(namespace, text string) { p.apply(netpolicy.Plain, namespace, "p", nil, text) }
 
 // passes asserts that connections, or datagrams, pass or do not, in both families.
 func passes(t *testing.T, want bool, from, network, to string, ips []netip.Prefix, port uint16) {
@@ -303,7 +304,7 @@ func TestMultiPolicyOfABareNetwork(t *testing.T) {
 	setNetwork(t, n)
 	p := newPolicing(t)
 	p.SetNetwork(policy.Network{Name: n.Name})
-	p.apply(policy.Multi, "vms", "multi", []string{n.Name}, `
+	p.apply(netpolicy.Multi, "vms", "multi", []string{n.Name}, `
 podSelector: {matchLabels: {name: served}}
 policyTypes: [Ingress]
 ingress:

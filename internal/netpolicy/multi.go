@@ -1,11 +1,13 @@
-package policy
+package netpolicy
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	multiv1beta1 "github.com/k8snetworkplumbingwg/multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta1"
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"patchbay/internal/netconf"
@@ -29,6 +31,15 @@ func For(namespace string, annotations map[string]string) []string {
 		}
 	}
 	return out
+}
+
+// PlainSpec is a policy in the words of a NetworkPolicy, of whose specification its own is a copy.
+func PlainSpec(p *multiv1beta1.MultiNetworkPolicy) (spec networkingv1.NetworkPolicySpec, err error) {
+	text, err := json.Marshal(p.Spec)
+	if err != nil {
+		return spec, err
+	}
+	return spec, json.Unmarshal(text, &spec)
 }
 
 // ErrNowhere says that a policy names no network.
