@@ -4,13 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/vmdriver"
 )
@@ -53,6 +51,6 @@ func (h *Host) migrationNetwork(log *slog.Logger) *migrationnet.Network {
 			}
 			return "", client.IgnoreNotFound(err)
 		},
-		Delegates: delegate.New(delegate.Config{PluginDirs: []string{filepath.Join(h.Dir, "cni", "bin")}, Dir: h.File("migration-network")}),
+		Delegates: h.delegates("migration-network"),
 	})
 }

@@ -32,6 +32,8 @@ type Rows interface {
 	// SetAll sets the rows of several owners at once.
 	SetAll(rows map[string][]nb.Row)
 	Delete(owner string)
+	// Gone tells whether the database has nothing of an owner any more.
+	Gone(owner string) bool
 	// Expect announces a source of rows; the returned function says that all its rows have been set once.
 	Expect() (complete func())
 }

@@ -23,7 +23,7 @@ import (
 	"patchbay/internal/agent/netns"
 )
 
-// Container is what plugins know the agent's interface by; Interface is its name.
+// Interface is the name of the agent's interface.
 const Interface = virtv1.MigrationInterfaceName
 
 // Delegates runs CNI plugins; *delegate.Runner is one.
@@ -125,7 +125,10 @@ func (n *Network) leave(ctx context.Context) {
 	n.attached = nil
 }
 
-func (n *Network) container() string { return "patchbay-migration-" + n.Node }
+func (n *Network) container() string { return Container(n.Node) }
+
+// Container is what plugins know a node's agent by, as if it were a pod's sandbox; it is the pod's UID, too. No pod can have it.
+func Container(node string) string { return "patchbay-migration-" + node }
 
 func (n *Network) attach(ctx context.Context, namespace, name, config string) (_ *attachment, err error) {
 	space, err := newSpace()
