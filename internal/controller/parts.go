@@ -132,7 +132,7 @@ func addNetwork(_ context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
-	h.Refused = append(h.Refused, n.Report)
+	h.Refused, h.Carried = append(h.Refused, n.Report), n.Running
 	return nil
 }
 

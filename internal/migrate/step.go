@@ -384,6 +384,12 @@ func (s *step) fail(reason string) {
 	s.m.Status.Phase = virtv1.MigrationFailed
 	s.d.Events = append(s.d.Events, Event{corev1.EventTypeWarning, reasonFailed, "Migration failed: " + reason})
 	s.cleanUp()
+	if s.m.Status.MigrationState == nil { // the agents never had it: nobody else has said why
+		now := metav1.NewTime(s.v.Now)
+		s.m.Status.MigrationState = &virtv1.VirtualMachineInstanceMigrationState{
+			MigrationUID: s.m.UID, Completed: true, Failed: true, FailureReason: reason, EndTimestamp: &now,
+		}
+	}
 }
 
 func (s *step) succeed() {

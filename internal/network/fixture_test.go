@@ -58,8 +58,9 @@ var definitions = sync.OnceValue(func() error {
 
 // site is the API server with what a scheduler and a kubelet would do, emptied when the test ends.
 type site struct {
-	t      *testing.T
-	client client.Client
+	t       *testing.T
+	client  client.Client
+	running func(network string) bool // of the controllers that were started last
 }
 
 func newSite(t *testing.T) *site {
@@ -144,9 +145,11 @@ func (s *site) start(o *overlay, with settings.Settings) (kill func()) {
 		s.t.Fatal(err)
 	}
 	store := ovn.NewStore(ovn.Config{Dial: o.fake.Dial, Interval: time.Millisecond, Log: quiet})
-	if _, err := AddToManager(m, Config{Settings: with, Rows: store, Chassis: o, Log: quiet}); err != nil {
+	n, err := AddToManager(m, Config{Settings: with, Rows: store, Chassis: o, Log: quiet})
+	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.running = n.Running
 	if err := m.Add(manager.RunnableFunc(store.Run)); err != nil {
 		s.t.Fatal(err)
 	}

@@ -108,7 +108,7 @@ func (t *tenants) launchers(pods []client.ObjectKey) []place.Launcher {
 	var out []place.Launcher
 	for _, pod := range pods {
 		p := t.attached[pod]
-		out = append(out, place.Launcher{Node: p.node, Migration: p.job})
+		out = append(out, place.Launcher{Pod: pod.Name, Node: p.node, Migration: p.job})
 	}
 	return out
 }

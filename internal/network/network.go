@@ -29,6 +29,8 @@ import (
 type Rows interface {
 	Set(owner string, rows []nb.Row)
 	Delete(owner string)
+	// Gone tells whether the database has nothing of an owner any more.
+	Gone(owner string) bool
 	// Expect announces a source of rows; the returned function says that all its rows have been set once.
 	Expect() (complete func())
 }

@@ -449,8 +449,15 @@ func TestANetworkComesBack(t *testing.T) {
 		t.Errorf("the pod had %s and has %s", ips(old), ips(got))
 	}
 	s.hasRow(s.o, "Logical_Switch_Port "+old.Port, true)
-	s.delete(podIn(ns, "old", ""))
-	s.delete(podIn(ns, "waits", ""))
 	s.delete(again())
-	s.hasRow(s.o, "Logical_Switch switch/comes-back", false)
+	s.delete(podIn(ns, "old", ""))
+	s.hasRow(s.o, "Logical_Switch_Port "+old.Port, false)
+	if !s.running("comes-back") {
+		t.Error("the network is gone though a pod is on it")
+	}
+	s.delete(podIn(ns, "waits", ""))
+	s.until("the network is gone", func() (bool, string) { return !s.running("comes-back"), s.o.fake.Dump() })
+	if dump := s.o.fake.Dump(); strings.Contains(dump, "comes-back") {
+		t.Errorf("the network is gone and the overlay has\n%s", dump)
+	}
 }

@@ -252,5 +252,5 @@ func patient(conn net.Conn) {
 		return
 	}
 	_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: probes})
-	setUserTimeout(tcp, keepAlive*(1+probes))
+	tune(tcp, keepAlive*(1+probes))
 }

@@ -12,6 +12,7 @@ const (
 	reasonPausedByUser   = "PausedByUser"
 	reasonPausedIOError  = "PausedIOError"
 	reasonAgentCommands  = "MissingCommands"
+	reasonAddresses      = "AddressSourcesDisagree"
 	reasonBridgeOnPodNet = virtv1.VirtualMachineInstanceReasonInterfaceNotMigratable
 	reasonDisks          = virtv1.VirtualMachineInstanceReasonDisksNotMigratable
 )

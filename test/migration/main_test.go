@@ -1,0 +1,50 @@
+// Package migration moves machines between the two nodes of a real local cluster while they talk: again and again, and with everything that can
+// go wrong in the middle of it. Whatever happens, one QEMU runs the guest, its network works, and the migration says how it ended.
+package migration
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"patchbay/test/local"
+)
+
+// limit bounds every wait; no test measures time, a loaded machine takes a multiple.
+const limit = 5 * time.Minute
+
+var lab *local.Cluster
+
+var keep = flag.Bool("keep", false, "leave the cluster running, to look at it")
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var err error
+	// Another name lets several trees of the repository be tested on one machine at the same time.
+	name := cmp.Or(os.Getenv("PATCHBAY_TEST_CLUSTER"), "migration")
+	if lab, err = local.Up(ctx, name, 2); err != nil {
+		fmt.Fprintln(os.Stderr, "start the cluster:", err)
+		return 1
+	}
+	code := m.Run()
+	if *keep {
+		return code
+	}
+	down, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if err := lab.Down(down); err != nil {
+		fmt.Fprintln(os.Stderr, "remove the cluster:", err)
+		return 1
+	}
+	return code
+}
