@@ -113,13 +113,18 @@ func (s *step) receive() {
 	}
 }
 
-// follows says that the guest runs here or is about to, and that part of its memory is still on its way. The source is needed until then.
-func (s *step) follows() bool { return s.o.Domain != nil && s.o.Domain.Memory == qmp.MigrationPostCopy }
+// follows says that the guest runs here and that part of its memory is still on its way. The source is needed until it has come.
+func (s *step) follows() bool { return s.ranEarly() && s.o.Domain.Memory == qmp.MigrationPostCopy }
 
 // torn says that such memory will never come. Each node has a part of the guest, and none has all of it.
 func (s *step) torn() bool {
-	d := s.o.Domain
-	return d != nil && (d.Memory == qmp.MigrationPostCopyPaused || d.Memory == qmp.MigrationFailed && d.RunState == "running")
+	return s.ranEarly() && (s.o.Domain.Memory == qmp.MigrationPostCopyPaused || s.o.Domain.Memory == qmp.MigrationFailed)
+}
+
+// ranEarly says that the guest was told to run here. Only with post-copy that is before QEMU has everything.
+func (s *step) ranEarly() bool {
+	d, r := s.o.Domain, s.o.Receiving
+	return d != nil && (d.RunState == "running" || r != nil && r.Taken)
 }
 
 // tear ends a guest of which nobody has all.
