@@ -104,10 +104,23 @@ type guest struct {
 func newTenant(t *testing.T) string {
 	t.Helper()
 	ns := lab.Namespace(t, "k8s.ovn.org/primary-user-defined-network", "")
-	lab.Apply(t, ns, settings, map[string]string{"progress": "150"})
+	configure(t, "150")
 	lab.Apply(t, ns, tenant, nil)
 	lab.PodReady(t, ns, "box")
 	return ns
+}
+
+// configure sets the whole cluster's time without progress, in seconds.
+func configure(t *testing.T, progress string) {
+	t.Helper()
+	lab.Apply(t, "patchbay-system", settings, map[string]string{"progress": progress})
+	lab.Eventually(t, limit, "the configuration is in force", func() error {
+		out, err := lab.Kubectl(t.Context(), "get", "kubevirt", "-n", "patchbay-system", "-o", "jsonpath={.items[0].spec.configuration.migrations.progressTimeout}")
+		if err == nil && out != progress {
+			err = fmt.Errorf("the time is %q", out)
+		}
+		return err
+	})
 }
 
 func startMachine(t *testing.T, ns, name, node string, kind map[string]string) {
@@ -192,19 +205,6 @@ func reasonOf(m *virtv1.VirtualMachineInstanceMigration) string {
 		return ""
 	}
 	return m.Status.MigrationState.FailureReason
-}
-
-// isRunning waits until a migration's memory or disks are on their way and the target's QEMU waits for them.
-func isRunning(t *testing.T, g guest, m *virtv1.VirtualMachineInstanceMigration) {
-	t.Helper()
-	reaches(t, m, virtv1.MigrationRunning)
-	lab.Eventually(t, limit, "the target's QEMU of "+g.name+" waits", func() error {
-		vmi, err := g.instance(t.Context())
-		if err == nil && (vmi.Status.MigrationState == nil || !vmi.Status.MigrationState.TargetNodeDomainDetected) {
-			err = fmt.Errorf("state %+v", vmi.Status.MigrationState)
-		}
-		return err
-	})
 }
 
 func inBox(t *testing.T, ns, command string) string {
