@@ -39,12 +39,12 @@ var movableOnLAN = strings.NewReplacer(
 // lanData configures both NICs of such a machine.
 const lanData = "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n  eth1:\n    dhcp4: true\n"
 
-var lanRange = netip.MustParsePrefix("10.77.0.0/24")
+var factoryRange = netip.MustParsePrefix("10.77.0.0/24")
 
-// lan makes the networks of the nodes' second cards; on tight there is room for two.
-func lan(t *testing.T, ns string) {
+// spanningNetworks makes the networks of the nodes' second cards; on tight there is room for two.
+func spanningNetworks(t *testing.T, ns string) {
 	t.Helper()
-	for name, r := range map[string]string{"lan": lanRange.String(), "tight": "10.78.0.1-10.78.0.2/24"} {
+	for name, r := range map[string]string{"lan": factoryRange.String(), "tight": "10.78.0.1-10.78.0.2/24"} {
 		cluster.Apply(t, ns, lanManifest, map[string]string{"name": name, "range": r})
 	}
 }

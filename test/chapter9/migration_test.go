@@ -52,7 +52,7 @@ func wentThrough(m virtv1.VirtualMachineInstanceMigration) []string {
 
 func TestLiveMigration(t *testing.T) {
 	ns := cluster.Namespace(t)
-	lan(t, ns)
+	spanningNetworks(t, ns)
 	cluster.Apply(t, ns, movableOnLAN, machine{name: "mover", networkData: lanData}.values())
 	one, two := spanningNodes(t, ns)
 	guest := cluster.Guest(t, ns, "mover")
@@ -137,7 +137,7 @@ func TestLiveMigration(t *testing.T) {
 	t.Run("9.1-C6 an address of a range that spans the nodes moves with its guest", func(t *testing.T) {
 		address := strings.Fields(strings.TrimSpace(guestOnLAN(t, ns)))[3]
 		ip, err := netip.ParsePrefix(address)
-		if err != nil || !lanRange.Contains(ip.Addr()) || before.Status.Interfaces[1].IP != ip.Addr().String() {
+		if err != nil || !factoryRange.Contains(ip.Addr()) || before.Status.Interfaces[1].IP != ip.Addr().String() {
 			t.Errorf("the guest has %s, its instance said %s", address, before.Status.Interfaces[1].IP)
 		}
 		for _, box := range []toolbox{one, two} {
