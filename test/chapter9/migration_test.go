@@ -52,7 +52,9 @@ func wentThrough(m virtv1.VirtualMachineInstanceMigration) []string {
 
 func TestLiveMigration(t *testing.T) {
 	ns := cluster.Namespace(t)
-	cluster.Apply(t, ns, movable, machine{name: "mover"}.values())
+	spanningNetworks(t, ns)
+	cluster.Apply(t, ns, movableOnLAN, machine{name: "mover", networkData: lanData}.values())
+	one, two := spanningNodes(t, ns)
 	guest := cluster.Guest(t, ns, "mover")
 	guest.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
 	before := cluster.Running(t, ns, "mover")
@@ -132,7 +134,17 @@ func TestLiveMigration(t *testing.T) {
 			return err
 		})
 	})
-	t.Run("9.8.1-C8 a node that is emptied loses its guests to another", func(t *testing.T) { drain(t, ns) })
+	t.Run("9.1-C6 an address of a range that spans the nodes moves with its guest", func(t *testing.T) {
+		address := strings.Fields(strings.TrimSpace(guestOnLAN(t, ns)))[3]
+		ip, err := netip.ParsePrefix(address)
+		if err != nil || !factoryRange.Contains(ip.Addr()) || before.Status.Interfaces[1].IP != ip.Addr().String() {
+			t.Errorf("the guest has %s, its instance said %s", address, before.Status.Interfaces[1].IP)
+		}
+		for _, box := range []toolbox{one, two} {
+			cluster.Eventually(t, soon, box.name+" reaches the guest", func() error { return box.pings(ip.Addr().String()) })
+		}
+	})
+	migrateOverNetwork(t, ns)
 	t.Run("virtctl migrate-cancel leaves the guest where it is", func(t *testing.T) {
 		here := cluster.Running(t, ns, "mover").Status.NodeName
 		if out, err := user.Run(t.Context(), "", "virtctl", "migrate", "mover", "-n", ns); err != nil {
@@ -150,6 +162,12 @@ func TestLiveMigration(t *testing.T) {
 		})
 		cluster.Guest(t, ns, "mover").Run("cat /tmp/mark")
 	})
+}
+
+// guestOnLAN is what the guest says of its second NIC.
+func guestOnLAN(t *testing.T, ns string) string {
+	t.Helper()
+	return cluster.Guest(t, ns, "mover").Eventually(cluster, boot, "ip -4 -o addr show eth1", contains("inet 10.77.0."))
 }
 
 // node2IP is an address that does not move.
