@@ -52,8 +52,9 @@ type attachedPod struct {
 // attachment is one interface that a pod has.
 type attachment struct {
 	attach.Wish
-	holder string
-	given  ipam.Addresses
+	holder  string
+	given   ipam.Addresses
+	claimed bool // its claim says what it has
 }
 
 func newTenants(s settings.Settings) *tenants {
@@ -190,6 +191,20 @@ func (t *tenants) has(pod *corev1.Pod, key string) (attachment, bool) {
 	}
 	a, ok := p.on[key]
 	return a, ok
+}
+
+// claimed notes that a claim says what a pod has under a key.
+func (t *tenants) claimed(pod *corev1.Pod, key string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.attached[client.ObjectKeyFromObject(pod)]
+	if p == nil || p.uid != pod.UID {
+		return
+	}
+	if a, ok := p.on[key]; ok {
+		a.claimed = true
+		p.on[key] = a
+	}
 }
 
 // detach takes back what a pod has beside the given keys. It returns the networks where something is free now.
