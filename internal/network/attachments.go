@@ -165,6 +165,7 @@ func (n *Network) connect(out *attached, pod *corev1.Pod, a attachment) {
 
 // setPodRows makes all ports that are the pod's own, and those of the machine that it runs.
 func (n *Network) setPodRows(ctx context.Context, pod *corev1.Pod, network podnetworks.Network) error {
+	n.holdPod(pod, network)
 	rows := topology.PodRows(topology.Pod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Network: network,
 		OpenPorts: n.openPorts(pod),

@@ -17,6 +17,7 @@ import (
 	"patchbay/internal/network/attach"
 	"patchbay/internal/network/catalog"
 	"patchbay/internal/network/ipam"
+	"patchbay/internal/network/policy"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
 	"patchbay/internal/topology"
@@ -45,6 +46,7 @@ type attachedPod struct {
 	job     types.UID // migration that the pod is the target of
 	machine attach.Machine
 	on      map[string]attachment // by key of the annotation
+	member  policy.Port           // what policies see of it
 }
 
 // attachment is one interface that a pod has.
@@ -109,6 +111,7 @@ func (t *tenants) podLocked(pod *corev1.Pod) *attachedPod {
 		t.attached[key] = p
 	}
 	p.node, p.job = pod.Spec.NodeName, types.UID(pod.Labels[virtv1.MigrationJobLabel])
+	p.member = memberOf(pod)
 	if machine, ok := attach.MachineOf(pod); ok {
 		p.machine = machine
 		m := client.ObjectKey{Namespace: pod.Namespace, Name: machine.Name}

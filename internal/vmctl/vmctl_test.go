@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -109,6 +111,32 @@ func TestPlugAndUnplug(t *testing.T) {
 	}
 	if err := c.Unplug(t.Context(), web, "green"); err == nil || !strings.Contains(err.Error(), "it has default, blue-l2") {
 		t.Errorf("no such interface: %v", err)
+	}
+}
+
+// Edits at the same time are all made, each once.
+func TestPlugAtTheSameTime(t *testing.T) {
+	c := objects(t, webVM())
+	var people sync.WaitGroup
+	want := []string{"default"}
+	for n := range 8 {
+		name := fmt.Sprintf("nic-%d", n)
+		want = append(want, name)
+		people.Go(func() {
+			if _, err := c.Plug(t.Context(), web, NIC{Name: name, Network: "blue-l2"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	people.Wait()
+	vm, err := c.vm(t.Context(), web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := interfaceNames(&vm.Spec.Template.Spec)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" || len(vm.Spec.Template.Spec.Networks) != len(want) {
+		t.Errorf("%d networks (-want +got):\n%s", len(vm.Spec.Template.Spec.Networks), diff)
 	}
 }
 

@@ -308,6 +308,7 @@ func (d *domain) noteAddress(name string, address netip.Addr) {
 			}
 		}
 	})
+	d.askSoon() // for what else has changed
 }
 
 // end stops what accompanies a card.
