@@ -20,7 +20,7 @@ apiVersion: hco.kubevirt.io/v1beta1
 kind: HyperConverged
 metadata: {name: kubevirt-hyperconverged}
 spec:
-  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20, progressTimeout: {{.progress}}}
+  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20, completionTimeoutPerGiB: 800, progressTimeout: {{.progress}}}
 `
 
 // tenant is a layer 2 network that machines take with them, and a pod on it that talks to them.
