@@ -42,7 +42,7 @@ spec:
     - {name: toolbox, image: "patchbay.io/guest/toolbox:latest", imagePullPolicy: IfNotPresent, command: [sleep, "86400"]}
 `
 
-// A machine sends back what it gets on port 9000, and keeps it. onDisk is copied to the other node with its disk, inMemory has none.
+// A machine sends back what it gets on port 9000, and keeps it; what it gets on port 9001 it carries out. onDisk is copied to the other node with its disk, inMemory has none.
 const machine = `
 apiVersion: kubevirt.io/v1
 kind: VirtualMachine
@@ -72,6 +72,7 @@ spec:
               #cloud-config
               runcmd:
                 - [sh, -c, "mkfifo /tmp/back; (nc -l -p 9000 </tmp/back | tee /tmp/got >/tmp/back) >/dev/null 2>&1 &"]
+                - [sh, -c, "(while true; do nc -l -p 9001 | sh; done) >/dev/null 2>&1 &"]
             networkData: "version: 2\nethernets:\n  eth0: {dhcp4: true}\n"
 `
 
@@ -205,6 +206,12 @@ func reasonOf(m *virtv1.VirtualMachineInstanceMigration) string {
 		return ""
 	}
 	return m.Status.MigrationState.FailureReason
+}
+
+// does has the guest carry something out.
+func (g guest) does(t *testing.T, what string) {
+	t.Helper()
+	inBox(t, g.ns, fmt.Sprintf("echo %q | nc -N -w 5 %s 9001", what, g.ip))
 }
 
 func inBox(t *testing.T, ns, command string) string {
