@@ -40,9 +40,9 @@ vm/NAME/NAMESPACE.`,
 	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("name", completeNames))
 	cmd.AddCommand(
 		newVMListCommand(&f), newVMIPCommand(&f),
-		newVMStartCommand(&f), newVMStopCommand(&f), newVMRestartCommand(&f), newVMMigrateCommand(&f),
+		newVMStartCommand(&f), newVMStopCommand(&f), newVMRestartCommand(&f), newVMPauseCommand(&f), newVMUnpauseCommand(&f), newVMMigrateCommand(&f),
 		newVMPlugCommand(&f), newVMUnplugCommand(&f),
-		newVMSSHCommand(&f), newVMConsoleCommand(&f), newVMScreenCommand(&f), newVMForwardCommand(&f), newVMExposeCommand(&f),
+		newVMSSHCommand(&f), newVMCopyCommand(&f), newVMConsoleCommand(&f), newVMScreenCommand(&f), newVMForwardCommand(&f), newVMExposeCommand(&f),
 	)
 	return cmd
 }
@@ -89,6 +89,25 @@ func (f *vmFlags) machine(text string) (*vmctl.Client, vmctl.Name, error) {
 	}
 	name, err := vmctl.ParseName(text, f.namespace)
 	return c, name, err
+}
+
+// machineCommand completes a command whose first argument is a machine: run is given the machine and the arguments after it. A command
+// that says nothing of its arguments takes no others.
+func (f *vmFlags) machineCommand(cmd *cobra.Command, run func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, rest []string) error) *cobra.Command {
+	if cmd.Args == nil {
+		cmd.Args = cobra.ExactArgs(1)
+	}
+	if cmd.ValidArgsFunction == nil {
+		cmd.ValidArgsFunction = f.completeMachine
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, m, err := f.machine(args[0])
+		if err != nil {
+			return err
+		}
+		return run(cmd, c, m, args[1:])
+	}
+	return cmd
 }
 
 // interruptible is the command's context until the user interrupts it.

@@ -19,7 +19,7 @@ func newVMMigrateCommand(f *vmFlags) *cobra.Command {
 		noWait bool
 		output outputFormat
 	)
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "migrate MACHINE",
 		Short: "Move a running virtual machine to another node",
 		Long: `Move a running virtual machine to another node and show how it goes: the bytes that are sent and left, their rate, and how long the guest is
@@ -27,42 +27,35 @@ expected to stand still when it moves. Interrupting the command does not end the
 		Example: `  patchbay vm migrate web-01
   patchbay vm migrate web-01 --to kubernetes.io/hostname=node-2
   patchbay vm migrate web-01 --cancel`,
-		Annotations:       exits("0 when the machine has moved", "1 when it has not"),
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, name, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			ctx, stop := interruptible(cmd)
-			defer stop()
-			if cancel {
-				return c.CancelMigration(ctx, name)
-			}
-			migration, err := c.Migrate(ctx, name, labels)
-			if err != nil {
-				return err
-			}
-			if noWait {
-				return output.print(cmd.OutOrStdout(), vmctl.Progress{Migration: migration}, func(w io.Writer) { fmt.Fprintln(w, migration) })
-			}
-			line := newProgressLine(os.Stderr)
-			begin := time.Now()
-			last, err := c.FollowMigration(ctx, name, migration, func(p vmctl.Progress) { line.say(time.Since(begin), describeProgress(p)) })
-			line.end()
-			if err != nil {
-				return err
-			}
-			if err := output.print(cmd.OutOrStdout(), last, func(w io.Writer) { printMigrated(w, name, last, time.Since(begin)) }); err != nil {
-				return err
-			}
-			if _, well := last.Over(); !well {
-				return errors.New("the migration failed; the virtual machine runs on where it was")
-			}
-			return nil
-		},
-	}
+		Annotations: exits("0 when the machine has moved", "1 when it has not"),
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		ctx, stop := interruptible(cmd)
+		defer stop()
+		if cancel {
+			return c.CancelMigration(ctx, m)
+		}
+		migration, err := c.Migrate(ctx, m, labels)
+		if err != nil {
+			return err
+		}
+		if noWait {
+			return output.print(cmd.OutOrStdout(), vmctl.Progress{Migration: migration}, func(w io.Writer) { fmt.Fprintln(w, migration) })
+		}
+		line := newProgressLine(os.Stderr)
+		begin := time.Now()
+		last, err := c.FollowMigration(ctx, m, migration, func(p vmctl.Progress) { line.say(time.Since(begin), describeProgress(p)) })
+		line.end()
+		if err != nil {
+			return err
+		}
+		if err := output.print(cmd.OutOrStdout(), last, func(w io.Writer) { printMigrated(w, m, last, time.Since(begin)) }); err != nil {
+			return err
+		}
+		if _, well := last.Over(); !well {
+			return errors.New("the migration failed; the virtual machine runs on where it was")
+		}
+		return nil
+	})
 	flags := cmd.Flags()
 	flags.StringToStringVar(&labels, "to", nil, "labels of the node to move to, KEY=VALUE,…")
 	flags.BoolVar(&cancel, "cancel", false, "end the migration that is under way")

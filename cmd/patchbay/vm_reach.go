@@ -1,15 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -18,111 +14,32 @@ import (
 	"patchbay/internal/vmctl"
 )
 
-func newVMSSHCommand(f *vmFlags) *cobra.Command {
-	var (
-		key  string
-		port uint16
-		user string
-	)
-	cmd := &cobra.Command{
-		Use:   "ssh [USER@]MACHINE [-- COMMAND]",
-		Short: "Log in to a virtual machine with SSH",
-		Long: `Become the ssh of this host, connected through the cluster's API to the machine's own port on its node. It works on every network that the node can
-reach the guest on, tenants' included, needs no Service, and needs what the guest needs: an account and its key.`,
-		Example: `  patchbay vm ssh patchbay@web-01
-  patchbay vm ssh patchbay@web-01 -i ~/.ssh/id_ed25519 -- uptime`,
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(_ *cobra.Command, args []string) error {
-			if _, err := f.open(); err != nil { // which fills in the namespace
-				return err
-			}
-			login, m, err := vmctl.ParseLogin(args[0], f.namespace)
-			if err != nil {
-				return err
-			}
-			tunnel, err := f.tunnelCommand(m, port)
-			if err != nil {
-				return err
-			}
-			words := []string{"ssh", "-o", "ProxyCommand=" + tunnel}
-			if key != "" {
-				words = append(words, "-i", key)
-			}
-			host := "vm." + m.Name + "." + m.Namespace
-			if name := cmp.Or(login, user); name != "" {
-				host = name + "@" + host
-			}
-			return become("ssh", append(append(words, host), args[1:]...))
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVarP(&key, "identity", "i", "", "file of the private key")
-	flags.StringVarP(&user, "login", "l", "", "account in the guest")
-	flags.Uint16VarP(&port, "port", "p", 22, "port of the guest's SSH server")
-	return cmd
-}
-
-// tunnelCommand is the command line that connects standard input and output with a port of the guest.
-func (f *vmFlags) tunnelCommand(m vmctl.Name, port uint16) (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	words := []string{self, "vm", "port-forward", "--stdio", "vm/" + m.Name + "/" + m.Namespace, strconv.Itoa(int(port))}
-	if f.kubeconfig != "" {
-		words = append(words, "--kubeconfig", f.kubeconfig)
-	} else {
-		words = append(words, "--name", f.name)
-	}
-	for n, word := range words {
-		words[n] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-	}
-	return strings.Join(words, " "), nil
-}
-
-// become replaces this process by a program, so that terminals and signals work as with the program itself.
-func become(program string, args []string) error {
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return fmt.Errorf("%w; install it on this host", err)
-	}
-	return syscall.Exec(path, args, os.Environ())
-}
-
 // escape is Ctrl+].
 const escape = 0x1d
 
 func newVMConsoleCommand(f *vmFlags) *cobra.Command {
-	return &cobra.Command{
+	return f.machineCommand(&cobra.Command{
 		Use:   "console MACHINE",
 		Short: "Connect to the serial console of a virtual machine",
 		Long: `Connect this terminal to the serial console of a virtual machine. Ctrl+] leaves it. A console has one user at a time: a new one
 disconnects the old one.`,
-		Example:           "  patchbay vm console web-01",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, m, err := f.machine(args[0])
+		Example: "  patchbay vm console web-01",
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		console, err := c.Console(cmd.Context(), m)
+		if err != nil {
+			return err
+		}
+		defer console.Close()
+		fmt.Fprintf(os.Stderr, "Successfully connected to %s console. Press Ctrl+] to exit console.\n", m.Name)
+		if descriptor := int(os.Stdin.Fd()); term.IsTerminal(descriptor) {
+			old, err := term.MakeRaw(descriptor)
 			if err != nil {
-				return err
+				return fmt.Errorf("set the terminal up: %w", err)
 			}
-			console, err := c.Console(cmd.Context(), m)
-			if err != nil {
-				return err
-			}
-			defer console.Close()
-			fmt.Fprintf(os.Stderr, "Successfully connected to %s console. Press Ctrl+] to exit console.\n", m.Name)
-			if descriptor := int(os.Stdin.Fd()); term.IsTerminal(descriptor) {
-				old, err := term.MakeRaw(descriptor)
-				if err != nil {
-					return fmt.Errorf("set the terminal up: %w", err)
-				}
-				defer func() { _ = term.Restore(descriptor, old) }()
-			}
-			return vmctl.Join(cmd.Context(), &terminal{}, console)
-		},
-	}
+			defer func() { _ = term.Restore(descriptor, old) }()
+		}
+		return vmctl.Join(cmd.Context(), &terminal{}, console)
+	})
 }
 
 // terminal is standard input and output, up to the escape key.
@@ -143,24 +60,17 @@ func (t *terminal) Close() error { return os.Stdin.Close() }
 func newVMScreenCommand(f *vmFlags) *cobra.Command {
 	var address string
 	var local uint16
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "vnc MACHINE",
 		Short: "Offer the screen of a virtual machine to a VNC viewer",
 		Long:  "Listen on a port of this host for VNC viewers of a virtual machine's screen, until it is interrupted. The port is printed as JSON.",
 		Example: `  patchbay vm vnc web-01 --port 5901
   vncviewer 127.0.0.1:5901`,
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, m, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			ctx, stop := interruptible(cmd)
-			defer stop()
-			return c.ServeScreen(ctx, m, address, local, func(port int) { fmt.Fprintf(cmd.OutOrStdout(), "{\"port\":%d}\n", port) }, complain)
-		},
-	}
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		ctx, stop := interruptible(cmd)
+		defer stop()
+		return c.ServeScreen(ctx, m, address, local, func(port int) { fmt.Fprintf(cmd.OutOrStdout(), "{\"port\":%d}\n", port) }, complain)
+	})
 	cmd.Flags().StringVar(&address, "address", "127.0.0.1", "address to listen on")
 	cmd.Flags().Uint16Var(&local, "port", 0, "port to listen on; 0: any")
 	return cmd
@@ -174,7 +84,7 @@ func newVMForwardCommand(f *vmFlags) *cobra.Command {
 		address string
 		stdio   bool
 	)
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "port-forward MACHINE [tcp/|udp/]LOCAL[:REMOTE]…",
 		Short: "Connect ports of this host with ports of a virtual machine",
 		Long: `Listen on ports of this host and pass what arrives on to ports of the guest, until it is interrupted. With --stdio, standard input and output
@@ -182,38 +92,32 @@ are connected with one port of the guest instead, as ssh's ProxyCommand wants it
 		Example: `  patchbay vm port-forward web-01 8080:80
   patchbay vm port-forward web-01 5353:53 udp/5353:53
   ssh -o ProxyCommand='patchbay vm port-forward --stdio %h %p' patchbay@vm/web-01.default`,
-		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, m, err := f.machine(args[0])
+		Args: cobra.MinimumNArgs(2),
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, rest []string) error {
+		var all []vmctl.Forwarding
+		for _, text := range rest {
+			forwarding, err := vmctl.ParseForwarding(text)
 			if err != nil {
 				return err
 			}
-			var all []vmctl.Forwarding
-			for _, text := range args[1:] {
-				forwarding, err := vmctl.ParseForwarding(text)
-				if err != nil {
-					return err
-				}
-				all = append(all, forwarding)
-			}
-			ctx, stop := interruptible(cmd)
-			defer stop()
-			if !stdio {
-				return c.ForwardAll(ctx, m, all, address, func(forwarding vmctl.Forwarding, port int) {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s port %d leads to %s port %d\n", forwarding.Protocol, port, m.Name, forwarding.Remote)
-				}, complain)
-			}
-			if len(all) != 1 {
-				return errors.New("only one port supported when forwarding to stdout")
-			}
-			tunnel, err := c.Dial(ctx, m, all[0].Protocol, all[0].Remote)
-			if err != nil {
-				return err
-			}
-			return vmctl.Join(ctx, standard{}, tunnel)
-		},
-	}
+			all = append(all, forwarding)
+		}
+		ctx, stop := interruptible(cmd)
+		defer stop()
+		if !stdio {
+			return c.ForwardAll(ctx, m, all, address, func(forwarding vmctl.Forwarding, port int) {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s port %d leads to %s port %d\n", forwarding.Protocol, port, m.Name, forwarding.Remote)
+			}, complain)
+		}
+		if len(all) != 1 {
+			return errors.New("only one port supported when forwarding to stdout")
+		}
+		tunnel, err := c.Dial(ctx, m, all[0].Protocol, all[0].Remote)
+		if err != nil {
+			return err
+		}
+		return vmctl.Join(ctx, standard{}, tunnel)
+	})
 	cmd.Flags().StringVar(&address, "address", "127.0.0.1", "address to listen on")
 	cmd.Flags().BoolVar(&stdio, "stdio", false, "connect standard input and output")
 	return cmd
@@ -231,30 +135,25 @@ func newVMExposeCommand(f *vmFlags) *cobra.Command {
 		e        vmctl.Exposure
 		kind     string
 		protocol string
+		output   outputFormat
 	)
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "expose MACHINE --service NAME",
 		Short: "Make a Service in front of a virtual machine",
 		Long: `Make a Service that leads to a virtual machine wherever it runs, and that is deleted with it. Without --port it has the ports that the machine's
 interfaces declare.`,
 		Example: `  patchbay vm expose web-01 --service web --port 80
   patchbay vm expose web-01 --service ssh --port 22 --type NodePort`,
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, m, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			e.Type, e.Protocol = corev1.ServiceType(kind), corev1.Protocol(protocol)
-			service, err := c.Expose(cmd.Context(), m, e)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "Service %s successfully created for vm %s\n", service.Name, m.Name)
-			return nil
-		},
-	}
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		e.Type, e.Protocol = corev1.ServiceType(kind), corev1.Protocol(protocol)
+		service, err := c.Expose(cmd.Context(), m, e)
+		if err != nil {
+			return err
+		}
+		return output.print(cmd.OutOrStdout(), service, func(w io.Writer) {
+			fmt.Fprintf(w, "Service %s successfully created for vm %s\n", service.Name, m.Name)
+		})
+	})
 	flags := cmd.Flags()
 	flags.StringVar(&e.Service, "service", "", "name of the Service")
 	flags.StringVar(&kind, "type", "ClusterIP", "ClusterIP, NodePort or LoadBalancer")
@@ -263,5 +162,6 @@ interfaces declare.`,
 	flags.Int32Var(&e.TargetPort, "target-port", 0, "port of the guest (default: --port)")
 	flags.BoolVar(&e.Headless, "headless", false, "without a cluster IP: the name leads to the machine's own address")
 	cobra.CheckErr(cmd.MarkFlagRequired("service"))
+	output.addFlag(cmd)
 	return cmd
 }

@@ -71,36 +71,48 @@ func printMachines(w io.Writer, all []vmctl.Machine, everywhere bool) {
 
 func newVMIPCommand(f *vmFlags) *cobra.Command {
 	var output outputFormat
-	cmd := &cobra.Command{
+	cmd := f.machineCommand(&cobra.Command{
 		Use:   "ip MACHINE",
 		Short: "Show the interfaces and addresses of a running virtual machine",
 		Long: `Show each interface of a running virtual machine: its network, binding, MAC and IP addresses, its name in the guest, and who says so: the
-machine itself (domain), the guest's agent (guest-agent), the pod's attachments (multus-status), the network's traffic (observed).`,
-		Example:           "  patchbay vm ip web-01\n  patchbay vm ip web-01 --output json | jq -r '.[0].ips[0]'",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: f.completeMachine,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, name, err := f.machine(args[0])
-			if err != nil {
-				return err
-			}
-			all, err := c.Addresses(cmd.Context(), name)
-			if err != nil {
-				return err
-			}
-			return output.print(cmd.OutOrStdout(), all, func(w io.Writer) { printAddresses(w, all) })
-		},
-	}
+machine itself (domain), the guest's agent (guest-agent), the pod's attachments (multus-status), the network's traffic (observed). Where what
+the network gave, what the guest's agent says and what the guest is heard to use contradict each other, all of it is shown; JSON holds it always.`,
+		Example: "  patchbay vm ip web-01\n  patchbay vm ip web-01 --output json | jq -r '.[0].ips[0]'",
+	}, func(cmd *cobra.Command, c *vmctl.Client, m vmctl.Name, _ []string) error {
+		all, err := c.Addresses(cmd.Context(), m)
+		if err != nil {
+			return err
+		}
+		return output.print(cmd.OutOrStdout(), all, func(w io.Writer) { printAddresses(w, all) })
+	})
 	output.addFlag(cmd)
 	return cmd
 }
 
 func printAddresses(w io.Writer, all []vmctl.Address) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	defer table.Flush()
 	fmt.Fprintln(table, "INTERFACE\tNETWORK\tBINDING\tMAC\tGUEST\tLINK\tIP\tSOURCE")
 	for _, a := range all {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(a.Interface, "-"), cmp.Or(a.Network, "-"), cmp.Or(a.Binding, "-"), cmp.Or(a.MAC, "-"),
 			cmp.Or(a.GuestName, "-"), cmp.Or(a.Link, "-"), cmp.Or(strings.Join(a.IPs, ","), "-"), strings.Join(a.Sources, ","))
+	}
+	table.Flush()
+	for _, a := range all {
+		if a.Said != nil && a.Said.Disagree {
+			printDisagreement(w, a)
+		}
+	}
+}
+
+// printDisagreement prints who says what of an interface.
+func printDisagreement(w io.Writer, a vmctl.Address) {
+	fmt.Fprintf(w, "\nThe sources of %s's addresses disagree:\n", a.Interface)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	defer table.Flush()
+	for _, source := range []struct {
+		name string
+		ips  []string
+	}{{"the network gave", a.Said.Network}, {"the guest agent says", a.Said.GuestAgent}, {"heard on the network", a.Said.Observed}} {
+		fmt.Fprintf(table, "  %s\t%s\n", source.name, cmp.Or(strings.Join(source.ips, ","), "-"))
 	}
 }

@@ -33,6 +33,8 @@ type Defaulter struct {
 	NewID  NewID // uuid.NewString when nil
 	// Tenant tells whether a namespace has a primary network of its own; none has when nil.
 	Tenant func(namespace string) bool
+	// ProjectKeys tells the secret whose SSH keys go to every machine of a namespace; empty for none.
+	ProjectKeys func(namespace string) string
 }
 
 func (d Defaulter) newID() string {
@@ -42,12 +44,13 @@ func (d Defaulter) newID() string {
 	return d.NewID()
 }
 
-// DefaultVM fills in a new VM. It never adds a network: a VM without interfaces shows none, its VMI gets one.
-func (d Defaulter) DefaultVM(vm *virtv1.VirtualMachine) {
+// DefaultVM fills in a new VM of a namespace. It never adds a network: a VM without interfaces shows none, its VMI gets one.
+func (d Defaulter) DefaultVM(namespace string, vm *virtv1.VirtualMachine) {
 	if vm.Spec.Template == nil {
 		return // validation refuses it
 	}
 	d.machine(&vm.Spec.Template.Spec)
+	d.projectKeys(namespace, &vm.Spec.Template.Spec)
 	meta := &vm.Spec.Template.ObjectMeta
 	if _, set := meta.Annotations[virtv1.PciTopologyVersionAnnotation]; !set && hasPCIe(vm.Spec.Template.Spec.Domain.Machine.Type) {
 		setAnnotation(meta, virtv1.PciTopologyVersionAnnotation, pciTopology)

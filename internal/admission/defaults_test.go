@@ -58,7 +58,7 @@ func prune(tree map[string]any) map[string]any {
 
 func TestDefaultVM(t *testing.T) {
 	vm := parse[virtv1.VirtualMachine](t, "spec: {runStrategy: Always, template: {spec: {domain: {devices: {}}}}}")
-	defaulter().DefaultVM(vm)
+	defaulter().DefaultVM("shop", vm)
 	checkYAML(t, `
 spec:
   runStrategy: Always
@@ -83,11 +83,11 @@ spec:
         firmware: {uuid: u, serial: s}
         machine: {type: pc-i440fx-7.2}`
 	vm := parse[virtv1.VirtualMachine](t, chosen)
-	defaulter().DefaultVM(vm)
+	defaulter().DefaultVM("shop", vm)
 	checkYAML(t, chosen, vm)
 
 	delete(vm.Spec.Template.ObjectMeta.Annotations, virtv1.PciTopologyVersionAnnotation)
-	if defaulter().DefaultVM(vm); len(vm.Spec.Template.ObjectMeta.Annotations) > 0 {
+	if defaulter().DefaultVM("shop", vm); len(vm.Spec.Template.ObjectMeta.Annotations) > 0 {
 		t.Errorf("a machine without PCIe got the annotations %v", vm.Spec.Template.ObjectMeta.Annotations)
 	}
 }
@@ -95,7 +95,7 @@ spec:
 func TestKeepIdentity(t *testing.T) {
 	const manifest = "spec: {runStrategy: Always, template: {spec: {domain: {devices: {}}}}}"
 	old := parse[virtv1.VirtualMachine](t, manifest)
-	defaulter().DefaultVM(old)
+	defaulter().DefaultVM("shop", old)
 	replaced := parse[virtv1.VirtualMachine](t, manifest)
 	KeepIdentity(old, replaced)
 	if diff := cmp.Diff(old, replaced); diff != "" {

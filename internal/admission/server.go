@@ -56,7 +56,7 @@ func NewServer(config Config) *Server {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
 func (s *Server) defaulter() Defaulter {
-	return Defaulter{Policy: s.config.Policy(), NewID: s.config.NewID, Tenant: TenantOf(s.config.Reader)}
+	return Defaulter{Policy: s.config.Policy(), NewID: s.config.NewID, Tenant: TenantOf(s.config.Reader), ProjectKeys: ProjectKeysOf(s.config.Reader)}
 }
 
 func (s *Server) mutateVM(_ *http.Request, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
@@ -68,7 +68,7 @@ func (s *Server) mutateVM(_ *http.Request, r *admissionv1.AdmissionRequest) (*ad
 	if old != nil {
 		KeepIdentity(old, after)
 	} else {
-		s.defaulter().DefaultVM(after)
+		s.defaulter().DefaultVM(r.Namespace, after)
 	}
 	if after.Spec.Template != nil {
 		s.defaulter().DefaultBindings(r.Namespace, &after.Spec.Template.Spec)

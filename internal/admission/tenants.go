@@ -104,8 +104,28 @@ func ValidateDefinition(d *nadv1.NetworkAttachmentDefinition, cluster settings.S
 			c.invalid(at, "%v", netconf.Mismatch(key, n.Name))
 			return c
 		}
+		if err == nil && known.Name == n.Name && other.UID != d.UID {
+			if c = validateSharing(d, &other, n); len(c) > 0 {
+				return c
+			}
+		}
 	}
 	return nil
+}
+
+// validateSharing are the rules about a definition that means the same network as another one. Secondary networks are shared by
+// their name.
+func validateSharing(d, other *nadv1.NetworkAttachmentDefinition, n netconf.Network) Causes {
+	var c Causes
+	at := field.NewPath("spec", "config")
+	switch made := netconf.MadeFor(d); {
+	case made == "" && netconf.MadeFor(other) != "":
+		c.invalid(at, "network name %q belongs to the user-defined network that definition %s/%s is made from; choose another name", n.Name, other.Namespace, other.Name)
+	case made == "" && n.Role == podnetworks.Primary && other.Namespace != d.Namespace:
+		c.invalid(at, "network name %q is the primary network of another namespace; choose another name, or have a ClusterUserDefinedNetwork "+
+			"made that selects both namespaces", n.Name)
+	}
+	return c
 }
 
 // ValidateNetworkName keeps networks of the API to the definitions made from it: who could name them could join them.
@@ -115,10 +135,14 @@ func ValidateNetworkName(d *nadv1.NetworkAttachmentDefinition, exists func(names
 	if err != nil || n.IsDefault() {
 		return nil
 	}
-	owner, _, composed := strings.Cut(n.Name, "_")
-	if strings.HasPrefix(n.Name, "cluster_udn_") || composed && owner != d.Namespace && exists(owner) {
-		c.invalid(field.NewPath("spec", "config"), "network name %q is kept for the user-defined networks of the cluster and of namespace %s; "+
-			"choose a name without an underscore", n.Name, owner)
+	owner, _, composed := netconf.AskedBy(n.Name)
+	whose := "namespace " + owner
+	if owner == "" {
+		whose = "the cluster"
+	}
+	if composed && (owner == "" || owner != d.Namespace && exists(owner)) {
+		c.invalid(field.NewPath("spec", "config"), "network name %q is kept for the user-defined networks of %s; "+
+			"choose a name without an underscore", n.Name, whose)
 	}
 	return c
 }

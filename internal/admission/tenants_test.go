@@ -2,6 +2,7 @@ package admission_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -117,8 +118,8 @@ func TestDefinitionsAreChecked(t *testing.T) {
 		{"overlap", ours(`"name":"blue","topology":"layer2","subnets":"10.96.3.0/24"`), `subnet "10.96.3.0/24" overlaps service subnet "10.96.0.0/16"`},
 		{"small MTU", ours(`"name":"blue","topology":"layer2","subnets":"fd00:9::/64","mtu":1000`), "mtu 1000 must lie between 1280 and"},
 		{"layer3 persistent", ours(`"name":"blue","topology":"layer3","subnets":"10.100.0.0/16/24","allowPersistentIPs":true`), "layer3 topology does not allow persistent IPs"},
-		{"a network of the API", ours(`"name":"cluster_udn_shared","topology":"layer2"`), `network name "cluster_udn_shared" is kept for the user-defined networks`},
-		{"another tenant's network", ours(`"name":"` + other + `_net","topology":"layer2"`), "is kept for the user-defined networks"},
+		{"a network of the API", ours(`"name":"cluster_udn_shared","topology":"layer2"`), `network name "cluster_udn_shared" is kept for the user-defined networks of the cluster`},
+		{"another tenant's network", ours(`"name":"` + other + `_net","topology":"layer2"`), "is kept for the user-defined networks of namespace " + other},
 		{"an underscore in its own name", ours(`"name":"blue_net","topology":"layer2"`), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -130,6 +131,32 @@ func TestDefinitionsAreChecked(t *testing.T) {
 			}
 		})
 	}
+
+	t.Run("networks of others", func(t *testing.T) {
+		const config = `{"type":"ovn-k8s-cni-overlay","netAttachDefName":"%s/%s","name":"%s","topology":"layer2"%s}`
+		const primary = `,"role":"primary","subnets":"10.20.0.0/16"`
+		create := func(namespace, name, network, fields string, owners ...metav1.OwnerReference) error {
+			d := &nadv1.NetworkAttachmentDefinition{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, OwnerReferences: owners}}
+			d.Spec.Config = fmt.Sprintf(config, namespace, name, network, fields)
+			return admin.Create(ctx, d)
+		}
+		yes := true
+		owner := metav1.OwnerReference{APIVersion: "k8s.ovn.org/v1", Kind: "UserDefinedNetwork", Name: "data", UID: "u", Controller: &yes}
+		if err := errors.Join(create(other, "hand", "by-hand", primary), create(other, "second", "by-hand", primary), create(other, "data", other+"_data", "", owner)); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			err  error
+			want string
+		}{
+			{create(ns, "hand", "by-hand", primary), `network name "by-hand" is the primary network of another namespace`},
+			{create(other, "stray", other+"_data", ""), "belongs to the user-defined network that definition " + other + "/data is made from"},
+		} {
+			if c.err == nil || !strings.Contains(c.err.Error(), c.want) {
+				t.Errorf("%v, want %q", c.err, c.want)
+			}
+		}
+	})
 
 	t.Run("two that say different things of one network", func(t *testing.T) {
 		create := func(ns, more string) error {

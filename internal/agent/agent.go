@@ -28,6 +28,7 @@ import (
 	"patchbay/internal/agent/nodenet"
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
+	"patchbay/internal/agent/whereabouts"
 	"patchbay/internal/settings"
 )
 
@@ -67,6 +68,10 @@ type Host struct {
 	Pods *podnet.Store
 	// Network is this node's side of the overlay.
 	Network *nodenet.Network
+
+	// addresses gives addresses of other plugins' networks; preparePlugin completes the configuration of a plugin.
+	addresses     *whereabouts.Plugin
+	preparePlugin func(ctx context.Context, plugin map[string]any) error
 }
 
 // Part is one job of the agent. Add registers what it does with the host's manager and returns; it must not block.

@@ -24,19 +24,16 @@ import (
 
 // newPlugin is what connects pods: ourselves to the overlay, the CNI plugins of others to everything else.
 func (h *Host) newPlugin(ctx context.Context, pods *cni.KubePods, log *slog.Logger) (*cni.Plugin, error) {
-	dir, program := filepath.Join(h.Dir, "cni", "bin"), filepath.Join(h.BinDir, delegate.Program)
+	dir, program := h.pluginDir(), filepath.Join(h.BinDir, delegate.Program)
 	if err := delegate.Install(ctx, program, dir); err != nil {
 		log.Warn("networks of other CNI plugins work only with programs that you put into the directory yourself", "directory", dir, "error", err)
 	}
-	dhcp := &delegate.DHCP{Program: program, Socket: h.File("dhcp.sock"), Log: log}
 	recorder := h.Manager.GetEventRecorder("patchbay-agent")
 	return cni.New(cni.Config{
 		Pods: pods, Ports: h.OVS, Guard: h.Workloads, Records: h.Pods, MTU: h.Settings.PodMTU, Log: log,
 		Inside:      slices.Concat(h.Settings.ClusterCIDRs, h.Settings.ServiceCIDRs),
 		Definitions: definitions{h.Manager.GetAPIReader()},
-		Delegates: delegate.New(delegate.Config{
-			PluginDirs: []string{dir}, Dir: h.File("delegates"), Prepare: dhcp.Prepare,
-		}),
+		Delegates:   h.delegates("delegates"),
 		Warn: func(_ context.Context, ref cni.PodRef, reason, message string) {
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID}}
 			recorder.Eventf(pod, nil, corev1.EventTypeWarning, reason, reason, "%s", message)

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	nmstatev1 "patchbay/api/nmstate/v1"
+	wbv1alpha1 "patchbay/api/whereabouts/v1alpha1"
 	"patchbay/internal/agent/cni"
 	"patchbay/internal/agent/devices"
 	"patchbay/internal/agent/heartbeat"
@@ -28,6 +29,7 @@ func Parts() []Part {
 	return []Part{
 		{"node network", addNodeNetwork},
 		{"node network policies", addNodePolicies},
+		{"addresses", addAddresses},
 		{"CNI server", addCNI},
 		{"devices", addDevices},
 		{"virtual machines", addMachines},
@@ -43,6 +45,7 @@ func newScheme() *runtime.Scheme {
 	_ = virtv1.AddToScheme(s)
 	_ = nmstatev1.AddToScheme(s)
 	_ = nadv1.AddToScheme(s)
+	_ = wbv1alpha1.AddToScheme(s)
 	return s
 }
 
@@ -90,7 +93,7 @@ func addCNI(ctx context.Context, h *Host) error {
 		if err != nil {
 			return err
 		}
-		err = cni.Install(filepath.Join(h.BinDir, cni.PluginName), filepath.Join(h.Dir, "cni", "bin"), filepath.Join(h.Dir, "cni", "net.d"), h.File("cni.sock"))
+		err = cni.Install(filepath.Join(h.BinDir, cni.PluginName), h.pluginDir(), filepath.Join(h.Dir, "cni", "net.d"), h.File("cni.sock"))
 		if err != nil {
 			return err
 		}

@@ -57,6 +57,8 @@ type Host struct {
 	Southbound *ovn.Southbound
 	// Refused is told whose rows the database does not take. Parts add to it before the manager starts.
 	Refused []func(owner string, err error)
+	// Carried tells whether the overlay still has a network. The part "network" sets it.
+	Carried func(network string) bool
 	// Certificate is the controller's own; Authority (PEM) and Roots signed it and those of the agents.
 	Certificate tls.Certificate
 	Authority   []byte

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
+	multiv1beta1 "github.com/k8snetworkplumbingwg/multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta1"
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -19,10 +20,12 @@ import (
 	nmstatev1 "patchbay/api/nmstate/v1"
 	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/api/policies"
+	wbv1alpha1 "patchbay/api/whereabouts/v1alpha1"
 	"patchbay/internal/admission"
 	"patchbay/internal/cluster/layout"
 	"patchbay/internal/hyperconverged"
 	"patchbay/internal/network"
+	"patchbay/internal/network/reclaim"
 	"patchbay/internal/subresource"
 	"patchbay/internal/vm"
 	"patchbay/internal/volume"
@@ -39,6 +42,7 @@ func Parts() []Part {
 		{"virtual machines", addMachines},
 		{"metrics", addMetrics},
 		{"network", addNetwork},
+		{"addresses", addAddresses},
 		{"tenancy", addTenancy},
 		{"volumes", addVolumes},
 		{"node networks", addNodeNetworks},
@@ -48,7 +52,7 @@ func Parts() []Part {
 // newScheme holds the API types that the parts read and write.
 func newScheme() *apiruntime.Scheme {
 	s := apiruntime.NewScheme()
-	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme, nmstatev1.AddToScheme} {
+	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme, nmstatev1.AddToScheme, wbv1alpha1.AddToScheme, multiv1beta1.AddToScheme} {
 		_ = add(s) // adds to a map; cannot fail
 	}
 	return s
@@ -129,8 +133,16 @@ func addNetwork(_ context.Context, h *Host) error {
 	if err != nil {
 		return err
 	}
-	h.Refused = append(h.Refused, n.Report)
+	h.Refused, h.Carried = append(h.Refused, n.Report), n.Running
 	return nil
+}
+
+// addAddresses takes addresses back whose owners are gone.
+func addAddresses(_ context.Context, h *Host) error {
+	return reclaim.New(reclaim.Config{
+		Client: h.Manager.GetClient(), Direct: h.Manager.GetAPIReader(), Namespace: hyperconverged.Namespace, Grace: reclaim.Grace,
+		Log: h.Log.With("part", "addresses"),
+	}).AddToManager(h.Manager)
 }
 
 func addVolumes(_ context.Context, h *Host) error {

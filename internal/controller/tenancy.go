@@ -8,7 +8,7 @@ import (
 
 // addTenancy makes networks for those who ask for them.
 func addTenancy(_ context.Context, h *Host) error {
-	t, err := tenancy.AddToManager(h.Manager, tenancy.Config{Settings: h.Settings})
+	t, err := tenancy.AddToManager(h.Manager, tenancy.Config{Settings: h.Settings, Running: h.Carried})
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,12 @@ import (
 )
 
 const (
-	// firstDowntimeMS is the downtime in milliseconds that a migration begins with. It is doubled after every raiseAfter rounds without an
-	// end: most guests come over within the first, and a busy one still comes over within what is allowed.
-	firstDowntimeMS = 50
-	raiseAfter      = 5
+	// firstDowntimeMS is the downtime in milliseconds that a migration begins with: another pass over a quiet guest's memory takes less
+	// than that. It is doubled while passes do not bring the end, so that a busy guest still comes over within what is allowed; no more
+	// often than raiseEvery, and while a pass takes long, every raiseAnyway.
+	firstDowntimeMS = 10
+	raiseEvery      = 400 * time.Millisecond
+	raiseAnyway     = 3 * time.Second
 	gigabyte        = 1000 * 1000 * 1000
 )
 
@@ -17,6 +19,7 @@ const (
 type Progress struct {
 	Total, Remaining, Transferred int64 // bytes
 	Active                        bool  // it is the guest's memory, and QEMU copies it
+	Passes                        int64 // over the guest's memory that have begun
 }
 
 // Order is what to do about a migration. At most one is set.
@@ -36,14 +39,15 @@ type Monitor struct {
 	least    int64     // bytes that remained at best
 	moved    int64     // bytes transferred when something moved last
 	progress time.Time // when that was
-	rounds   int
 	downtime int64
+	raised   time.Time // when the downtime was raised last, and in which pass
+	pass     int64
 	acted    bool // post-copy or pause was ordered
 }
 
 // NewMonitor begins to watch.
 func NewMonitor(o Options, now time.Time) *Monitor {
-	return &Monitor{options: o, began: now, progress: now, least: -1, downtime: min(firstDowntimeMS, o.DowntimeMS)}
+	return &Monitor{options: o, began: now, progress: now, least: -1, raised: now, pass: 2, downtime: min(firstDowntimeMS, o.DowntimeMS)}
 }
 
 // Look takes the progress of a moment and says what to do.
@@ -55,12 +59,22 @@ func (m *Monitor) Look(now time.Time, p Progress) Order {
 	if m.budget > 0 && now.Sub(m.began) > m.budget {
 		return m.late(p)
 	}
-	m.rounds++
-	if p.Active && m.rounds%raiseAfter == 0 && m.downtime < m.options.DowntimeMS {
-		m.downtime = min(2*m.downtime, m.options.DowntimeMS)
+	if p.Active && m.downtime < m.options.DowntimeMS && m.endless(now, p) {
+		m.downtime, m.raised, m.pass = min(2*m.downtime, m.options.DowntimeMS), now, p.Passes
 		return Order{DowntimeMS: m.downtime}
 	}
 	return Order{}
+}
+
+// endless says that the guest changes its memory faster than the present downtime can make up for. The first pass copies everything and
+// says nothing about that.
+func (m *Monitor) endless(now time.Time, p Progress) bool {
+	if p.Passes < 2 {
+		m.raised = now
+		return false
+	}
+	since := now.Sub(m.raised)
+	return p.Passes > m.pass && since >= raiseEvery || since >= raiseAnyway
 }
 
 func (m *Monitor) note(now time.Time, p Progress) {

@@ -4,20 +4,55 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/podnetworks"
 )
 
-// OfNamespace is the network that a UserDefinedNetwork asks for. An underscore occurs in no name of Kubernetes, so that networks
-// of namespaces, of the cluster and hand-made ones never meet.
+// NameInNamespace is the name of a UserDefinedNetwork's network. An underscore occurs in no name of Kubernetes, so that networks
+// of namespaces and of the cluster never meet.
+func NameInNamespace(namespace, name string) string { return namespace + "_" + name }
+
+// NameInCluster is the name of a ClusterUserDefinedNetwork's network.
+func NameInCluster(name string) string { return clusterPrefix + name }
+
+const clusterPrefix = "cluster_udn_"
+
+// AskedBy is the object that a network's name belongs to: a UserDefinedNetwork, or without a namespace a
+// ClusterUserDefinedNetwork. Other names belong to whoever takes them.
+func AskedBy(network string) (namespace, name string, ok bool) {
+	if name, clusterly := strings.CutPrefix(network, clusterPrefix); clusterly {
+		return "", name, true
+	}
+	namespace, name, composed := strings.Cut(network, "_")
+	return namespace, name, composed && len(validation.IsDNS1123Label(namespace)) == 0 && len(validation.IsDNS1123Subdomain(name)) == 0
+}
+
+// MadeFor is the name of the network whose object made a definition; none when it is made by hand. The API server lets nobody
+// name such an object as a definition's owner who could not change the object itself.
+func MadeFor(definition metav1.Object) string {
+	owner := metav1.GetControllerOf(definition)
+	if owner == nil || owner.Name != definition.GetName() || !strings.HasPrefix(owner.APIVersion, ovnv1.GroupVersion.Group+"/") {
+		return ""
+	}
+	if owner.Kind == "ClusterUserDefinedNetwork" {
+		return NameInCluster(owner.Name)
+	}
+	return NameInNamespace(definition.GetNamespace(), owner.Name)
+}
+
+// OfNamespace is the network that a UserDefinedNetwork asks for.
 func OfNamespace(u *ovnv1.UserDefinedNetwork) (Network, error) {
-	return fromSpec(u.Namespace+"_"+u.Name, ovnv1.NetworkSpec{Topology: u.Spec.Topology, Layer2: u.Spec.Layer2, Layer3: u.Spec.Layer3})
+	return fromSpec(NameInNamespace(u.Namespace, u.Name), ovnv1.NetworkSpec{Topology: u.Spec.Topology, Layer2: u.Spec.Layer2, Layer3: u.Spec.Layer3})
 }
 
 // OfCluster is the network that a ClusterUserDefinedNetwork asks for.
 func OfCluster(c *ovnv1.ClusterUserDefinedNetwork) (Network, error) {
-	return fromSpec("cluster_udn_"+c.Name, c.Spec.Network)
+	return fromSpec(NameInCluster(c.Name), c.Spec.Network)
 }
 
 func fromSpec(name string, spec ovnv1.NetworkSpec) (Network, error) {

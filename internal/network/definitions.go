@@ -33,12 +33,10 @@ const (
 	idAnnotation   = "k8s.ovn.org/network-id"
 )
 
-func newDefinition() client.Object { return &nadv1.NetworkAttachmentDefinition{} }
-
 func (n *Network) addDefinitions(m manager.Manager) error {
 	relevant := predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
 		old, d := e.ObjectOld.(*nadv1.NetworkAttachmentDefinition), e.ObjectNew.(*nadv1.NetworkAttachmentDefinition)
-		return old.UID != d.UID || old.Spec.Config != d.Spec.Config ||
+		return old.UID != d.UID || old.Spec.Config != d.Spec.Config || netconf.MadeFor(old) != netconf.MadeFor(d) ||
 			old.Annotations[nameAnnotation] != d.Annotations[nameAnnotation] || old.Annotations[idAnnotation] != d.Annotations[idAnnotation]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-definitions").For(&nadv1.NetworkAttachmentDefinition{}, builder.WithPredicates(relevant)).
@@ -179,14 +177,14 @@ func (n *Network) freed(ctx context.Context, networks []string) {
 	}
 }
 
-// recoverDefinitions takes up all definitions, those first that carry a number.
+// recoverDefinitions takes up all definitions: those first that a network's own object made, then those that carry a number.
 func (n *Network) recoverDefinitions(ctx context.Context) error {
 	var list nadv1.NetworkAttachmentDefinitionList
 	if err := n.live.List(ctx, &list); err != nil {
 		return fmt.Errorf("list network attachment definitions: %w", err)
 	}
 	slices.SortStableFunc(list.Items, func(a, b nadv1.NetworkAttachmentDefinition) int {
-		return cmp.Or(cmp.Compare(unnumbered(&a), unnumbered(&b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name))
+		return cmp.Or(cmp.Compare(handMade(&a), handMade(&b)), cmp.Compare(unnumbered(&a), unnumbered(&b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name))
 	})
 	for i := range list.Items {
 		d := &list.Items[i]
@@ -212,6 +210,13 @@ func unnumbered(d *nadv1.NetworkAttachmentDefinition) int {
 	return 1
 }
 
+func handMade(d *nadv1.NetworkAttachmentDefinition) int {
+	if netconf.MadeFor(d) != "" {
+		return 0
+	}
+	return 1
+}
+
 // annotatedID is the number that a definition carries, if it is its network's.
 func annotatedID(d *nadv1.NetworkAttachmentDefinition) int {
 	id, err := strconv.Atoi(d.Annotations[idAnnotation])
@@ -225,7 +230,7 @@ func (t *tenants) putDefinition(d *nadv1.NetworkAttachmentDefinition) (changed, 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := client.ObjectKeyFromObject(d).String()
-	changed, again = t.catalog.Put(key, d.Spec.Config, annotatedID(d))
+	changed, again = t.catalog.Put(key, d.Spec.Config, annotatedID(d), netconf.MadeFor(d))
 	definition, _ := t.catalog.Definition(key)
 	return changed, again, definition.Err
 }

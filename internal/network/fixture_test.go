@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-logr/logr"
 	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
+	multiv1beta1 "github.com/k8snetworkplumbingwg/multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta1"
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,7 +44,7 @@ func TestMain(m *testing.M) {
 // scheme holds every type of these tests.
 var scheme = sync.OnceValue(func() *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme, multiv1beta1.AddToScheme} {
 		_ = add(s)
 	}
 	return s
@@ -58,8 +59,9 @@ var definitions = sync.OnceValue(func() error {
 
 // site is the API server with what a scheduler and a kubelet would do, emptied when the test ends.
 type site struct {
-	t      *testing.T
-	client client.Client
+	t       *testing.T
+	client  client.Client
+	running func(network string) bool // of the controllers that were started last
 }
 
 func newSite(t *testing.T) *site {
@@ -144,9 +146,11 @@ func (s *site) start(o *overlay, with settings.Settings) (kill func()) {
 		s.t.Fatal(err)
 	}
 	store := ovn.NewStore(ovn.Config{Dial: o.fake.Dial, Interval: time.Millisecond, Log: quiet})
-	if _, err := AddToManager(m, Config{Settings: with, Rows: store, Chassis: o, Log: quiet}); err != nil {
+	n, err := AddToManager(m, Config{Settings: with, Rows: store, Chassis: o, Log: quiet})
+	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.running = n.Running
 	if err := m.Add(manager.RunnableFunc(store.Run)); err != nil {
 		s.t.Fatal(err)
 	}

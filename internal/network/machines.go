@@ -49,11 +49,12 @@ func (n *Network) placeMachine(ctx context.Context, machine client.ObjectKey) er
 		return fmt.Errorf("read virtual machine instance %s: %w", machine, err)
 	}
 	nics := n.tenants.nics(machine, vmi)
-	for _, nic := range nics {
-		n.Rows.Set(nicOwner(machine, nic.Name), topology.NICRows(nic))
-	}
 	for _, gone := range n.tenants.setPlaced(machine, nics) {
 		n.Rows.Delete(nicOwner(machine, gone))
+	}
+	n.holdMachine(machine, vmi, nics)
+	for _, nic := range nics {
+		n.Rows.Set(nicOwner(machine, nic.Name), topology.NICRows(nic))
 	}
 	return nil
 }
@@ -108,7 +109,7 @@ func (t *tenants) launchers(pods []client.ObjectKey) []place.Launcher {
 	var out []place.Launcher
 	for _, pod := range pods {
 		p := t.attached[pod]
-		out = append(out, place.Launcher{Node: p.node, Migration: p.job})
+		out = append(out, place.Launcher{Pod: pod.Name, Node: p.node, Migration: p.job})
 	}
 	return out
 }

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/network/policy"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/requeue"
 	"patchbay/internal/settings"
@@ -25,10 +26,14 @@ import (
 )
 
 // Rows takes the wanted rows of an owner; *ovn.Store is one. Owners are "cluster", "guard", "node/NAME", "network/NAME", "gateway/NAME",
-// "nic/NAMESPACE/MACHINE/NIC", "pod/NAMESPACE/NAME" and "service/NAMESPACE/NAME".
+// "nic/NAMESPACE/MACHINE/NIC", "pod/NAMESPACE/NAME", "service/NAMESPACE/NAME" and those of package policy.
 type Rows interface {
 	Set(owner string, rows []nb.Row)
+	// SetAll sets the rows of several owners at once.
+	SetAll(rows map[string][]nb.Row)
 	Delete(owner string)
+	// Gone tells whether the database has nothing of an owner any more.
+	Gone(owner string) bool
 	// Expect announces a source of rows; the returned function says that all its rows have been set once.
 	Expect() (complete func())
 }
@@ -73,6 +78,10 @@ type Network struct {
 	gateways     *gateways
 	wakeGateways requeue.Wakeups
 
+	enforcer      *policy.Enforcer
+	multiPolicies *keySet
+	wakePolicies  requeue.Wakeups // of multiPolicies
+
 	wakeDefinitions requeue.Wakeups
 	// networkWatchers are told, by name, of every network beside the default one that is new, has changed or is gone.
 	networkWatchers []func(name string)
@@ -93,7 +102,7 @@ func AddToManager(m manager.Manager, c Config) (*Network, error) {
 	if err := m.Add(manager.RunnableFunc(n.start)); err != nil {
 		return nil, err
 	}
-	for _, add := range []func(manager.Manager) error{n.addNodes, n.addDefinitions, n.addClaims, n.addMachines, n.addPods, n.addGateways, n.addServices} {
+	for _, add := range []func(manager.Manager) error{n.addNodes, n.addDefinitions, n.addClaims, n.addPolicies, n.addMachines, n.addPods, n.addGateways, n.addServices} {
 		if err := add(m); err != nil {
 			return nil, err
 		}
@@ -112,6 +121,7 @@ func newNetwork(c client.Client, live client.Reader, recorder events.EventRecord
 		Config: config, client: c, live: live, events: recorder,
 		book: newBook(), ledger: newLedger(c, live, ledgerName, clusterRanges(config.Settings)), tenants: newTenants(config.Settings), waits: newWaits(),
 		complete: config.Rows.Expect(), recovered: make(chan struct{}), gateways: newGateways(),
+		enforcer: newEnforcer(config.Rows, config.Settings), multiPolicies: newKeySet(),
 	}
 	n.registry = n.tenants
 	return n

@@ -35,9 +35,10 @@ type Store struct {
 	mu      sync.Mutex
 	want    *wanted
 	dirty   *dirt
-	full    bool // compare everything
-	pending int  // sources that have not yet said all they want
-	busy    bool // a transaction is on its way
+	full    bool            // compare everything
+	pending int             // sources that have not yet said all they want
+	busy    bool            // a transaction is on its way
+	writing map[string]bool // owners of what it writes
 	failing map[string]failure
 	settled chan struct{} // closed and replaced when there may be nothing left to do
 
@@ -69,10 +70,15 @@ func NewStore(c Config) *Store {
 }
 
 // Set replaces all rows that an owner wants. The models belong to the Store from then on.
-func (s *Store) Set(owner string, rows []nb.Row) {
+func (s *Store) Set(owner string, rows []nb.Row) { s.SetAll(map[string][]nb.Row{owner: rows}) }
+
+// SetAll replaces all rows that some owners want. They are written in one transaction, so nobody sees some without the others.
+func (s *Store) SetAll(rows map[string][]nb.Row) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.want.set(owner, rows, s.dirty)
+	for owner, wanted := range rows {
+		s.want.set(owner, wanted, s.dirty)
+	}
 	if !s.dirty.empty() {
 		s.kick()
 	}
@@ -272,8 +278,9 @@ func (s *Store) flush(ctx context.Context, db Database) error {
 	defer s.finish()
 	owners, parts := d.byOwner()
 	if err := s.write(ctx, db, owners, parts); err != nil {
-		return err
+		return err // what it was writing stays unknown until everything has been compared again
 	}
+	s.written()
 	s.release()
 	return nil
 }
@@ -346,6 +353,7 @@ func (s *Store) take(db Database) *dirt {
 		survey(s.want, db, s.pending == 0, d)
 	}
 	spread(s.want, db, d)
+	s.writing = d.owners()
 	return d
 }
 

@@ -475,3 +475,28 @@ func vandalise(f *Fake, r *rand.Rand) {
 		_ = f.Apply(context.Background(), []Op{{Kind: Delete, Table: table, UUID: uuid}})
 	}
 }
+
+// TestMembershipWaitsForBothEnds: somebody says that a port is in a group before either exists.
+func TestMembershipWaitsForBothEnds(t *testing.T) {
+	onBoth(t, func(t *testing.T, dial Dial, _ func()) {
+		s := run(t, config(dial))
+		see := connection(t, dial, func(Change) {})
+		group := nb.NewRow(nb.PortGroupTable, "g", &nb.PortGroup{Name: "g"})
+		port := portRow("node-1", "default_web")
+		member := map[string][]nb.Row{"member": {nb.Membership(port.Ref).In(group.Ref, "ports")}}
+		s.SetAll(member)
+		s.SetAll(map[string][]nb.Row{"group": {group}, "node/node-1": {switchRow("node-1")}})
+		wait(t, s)
+		eventually(t, see, "Logical_Switch node-1\nPort_Group g\n")
+		s.Set("pod/default/web", []nb.Row{port})
+		wait(t, s)
+		eventually(t, see, "Logical_Switch node-1\n  has ports default_web\nLogical_Switch_Port default_web\nPort_Group g\n  has ports default_web\n")
+		s.Delete("pod/default/web")
+		s.Set("pod/default/web", []nb.Row{portRow("node-1", "default_web")})
+		wait(t, s)
+		eventually(t, see, "Logical_Switch node-1\n  has ports default_web\nLogical_Switch_Port default_web\nPort_Group g\n  has ports default_web\n")
+		s.Delete("member")
+		wait(t, s)
+		eventually(t, see, "Logical_Switch node-1\n  has ports default_web\nLogical_Switch_Port default_web\nPort_Group g\n")
+	})
+}

@@ -105,9 +105,11 @@ func (w *wanted) set(owner string, rows []nb.Row, changed *dirt) {
 	before := w.owners[owner]
 	now := holding{}
 	for _, row := range rows {
-		id := rowID{row.Table, row.UUID()}
-		now.rows = append(now.rows, id)
-		w.setRow(id, owner, mark(row, owner), changed)
+		if row.Model != nil {
+			id := rowID{row.Table, row.UUID()}
+			now.rows = append(now.rows, id)
+			w.setRow(id, owner, mark(row, owner), changed)
+		}
 		for _, l := range row.Links {
 			e := newEdge(l)
 			now.edges = append(now.edges, e)
@@ -115,7 +117,7 @@ func (w *wanted) set(owner string, rows []nb.Row, changed *dirt) {
 		}
 	}
 	w.owners[owner] = now
-	if len(now.rows) == 0 {
+	if len(now.rows) == 0 && len(now.edges) == 0 {
 		delete(w.owners, owner)
 	}
 	w.drop(owner, before, now, changed)

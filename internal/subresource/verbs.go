@@ -48,6 +48,7 @@ var verbs = []verb{
 	{instances, "portforward/{port}/{protocol}", http.MethodGet, forEditors, dotted(instances, agentStream(checkForward))},
 	{instances, "vnc/screenshot", http.MethodGet, forViewers, agentStream(checkScreen)},
 	{instances, "migrationprogress", http.MethodGet, forViewers, agentStream(checkRunning)},
+	{instances, "addresses", http.MethodGet, forViewers, agentStream(checkRunning)},
 	{instances, "guestosinfo", http.MethodGet, forViewers, (*Server).askGuest},
 	{instances, "userlist", http.MethodGet, forViewers, (*Server).askGuest},
 	{instances, "filesystemlist", http.MethodGet, forViewers, (*Server).askGuest},

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/internal/netconf"
 )
 
 // failures are the networks whose rows the overlay refused.
@@ -37,9 +39,11 @@ func (t *Tenancy) Report(owner string, err error) {
 		return
 	}
 	t.failed.set(network, err)
-	if name, ok := strings.CutPrefix(network, "cluster_udn_"); ok {
+	namespace, name, ok := netconf.AskedBy(network)
+	switch {
+	case ok && namespace == "":
 		t.wakeC.Wake(client.ObjectKey{Name: name})
-	} else if namespace, name, ok := strings.Cut(network, "_"); ok {
+	case ok:
 		t.wakeUDN.Wake(client.ObjectKey{Namespace: namespace, Name: name})
 	}
 }

@@ -62,7 +62,8 @@ type site struct {
 	t       *testing.T
 	client  client.Client
 	tenancy *Tenancy
-	kill    func() // ends the controllers, as kill -9 would
+	carried sync.Map // networks that the overlay does not let go
+	kill    func()   // ends the controllers, as kill -9 would
 }
 
 func newSite(t *testing.T) *site {
@@ -90,7 +91,7 @@ func (s *site) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if s.tenancy, err = AddToManager(m, Config{Settings: settings.Default()}); err != nil {
+	if s.tenancy, err = AddToManager(m, Config{Settings: settings.Default(), Running: s.running}); err != nil {
 		s.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -102,6 +103,11 @@ func (s *site) start() {
 			s.t.Errorf("the manager ended: %v", err)
 		}
 	})
+}
+
+func (s *site) running(network string) bool {
+	_, carried := s.carried.Load(network)
+	return carried
 }
 
 // clear removes what the test left; nothing may hold it.

@@ -19,6 +19,9 @@ import (
 	ovnv1 "patchbay/api/ovn/v1"
 )
 
+// settling is how soon a network is asked again whether it is still carried; a burst of writes takes about that long.
+const settling = 200 * time.Millisecond
+
 // lookAgain is the net under what watches bring sooner: a namespace or a pod that stood in the way has changed.
 const lookAgain = 30 * time.Second
 
@@ -56,12 +59,18 @@ func (t *Tenancy) reconcile(ctx context.Context, w wish) (reconcile.Result, erro
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	if w.leaving() && gone(results) {
-		t.failed.set(w.network.Name, nil)
+	ended := w.leaving() && gone(results)
+	if ended && t.Running(w.name) {
+		w.held = fmt.Errorf("cannot remove UDN, controller for network %s is still running", w.name)
+	} else if ended {
+		t.failed.set(w.name, nil)
 		return reconcile.Result{}, stale(t.finalizer(ctx, w, controllerutil.RemoveFinalizer))
 	}
 	if err := t.report(ctx, w, results); err != nil {
 		return reconcile.Result{}, stale(err)
+	}
+	if w.held != nil {
+		return reconcile.Result{RequeueAfter: settling}, nil
 	}
 	return after(results)
 }

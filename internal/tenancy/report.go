@@ -33,7 +33,7 @@ func (t *Tenancy) report(ctx context.Context, w wish, results []result) error {
 	if err != nil {
 		return err
 	}
-	failure := t.failed.of(w.network.Name)
+	failure := t.failed.of(w.name)
 	condition, known := allocated(carried, failure)
 	if !known {
 		return nil
@@ -85,5 +85,5 @@ const longestNote = 1020
 
 // leavingQuietly tells whether a condition only says that the user's deletion goes on.
 func (w wish) leavingQuietly(c metav1.Condition) bool {
-	return c.Reason == ovnv1.ReasonDefinitionDeleted
+	return c.Reason == ovnv1.ReasonDefinitionDeleted || w.held != nil
 }

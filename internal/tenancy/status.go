@@ -46,6 +46,9 @@ func created(w wish, results []result) metav1.Condition {
 	if len(results) == 0 && w.err != nil {
 		errs = append(errs, w.err)
 	}
+	if w.held != nil {
+		errs = append(errs, w.held)
+	}
 	slices.Sort(there)
 	slices.Sort(leaving)
 	c := metav1.Condition{Type: ovnv1.NetworkCreated, Status: metav1.ConditionFalse}

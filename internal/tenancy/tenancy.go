@@ -23,6 +23,8 @@ import (
 type Config struct {
 	// Settings are the cluster's: its ranges are not for tenants.
 	Settings settings.Settings
+	// Running tells whether a network is still carried, by its name: one that is asked for no longer goes when it is not.
+	Running func(network string) bool
 	// Now replaces the clock in tests.
 	Now func() time.Time
 }

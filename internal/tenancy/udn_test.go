@@ -262,6 +262,33 @@ func TestDeletionIsTold(t *testing.T) {
 	s.gone(u)
 }
 
+// A network goes when the overlay has nothing of it any more, also when the controller was killed in between.
+func TestNetworkThatIsStillCarried(t *testing.T) {
+	s := newSite(t)
+	ns := s.namespace(primary("tenant", "held"))
+	u := udn(ns, "data", layer2(ovnv1.Secondary, "10.20.0.0/16"))
+	c := cudn("held", tenants("held"), layer2(ovnv1.Primary, "10.21.0.0/16"))
+	s.carried.Store(ns+"_data", true)
+	s.carried.Store("cluster_udn_held", true)
+	for _, o := range []client.Object{u, c} {
+		s.create(o)
+		s.definition(ns, o.GetName())
+		s.delete(o)
+		s.gone(named(ns, o.GetName()))
+	}
+	s.says(u, ovnv1.NetworkCreated, "False SyncError cannot remove UDN, controller for network "+ns+"_data is still running")
+	s.says(c, ovnv1.NetworkCreated, "False NetworkAttachmentDefinitionSyncError cannot remove UDN, controller for network cluster_udn_held is still running")
+	s.kill()
+	s.start()
+	s.says(u, ovnv1.NetworkCreated, "False SyncError cannot remove UDN, controller for network "+ns+"_data is still running")
+	if len(u.Finalizers) != 1 || u.Finalizers[0] != ovnv1.Finalizer {
+		t.Errorf("finalizers %v", u.Finalizers)
+	}
+	s.carried.Clear()
+	s.gone(u)
+	s.gone(c)
+}
+
 func TestAllocation(t *testing.T) {
 	s := newSite(t)
 	ns := s.namespace(primary())

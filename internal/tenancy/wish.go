@@ -25,21 +25,23 @@ const (
 type wish struct {
 	object     client.Object
 	kind       string
+	name       string // of the network
 	network    netconf.Network
 	err        error // why there is no such network
+	held       error // why it is not gone though no definition is left
 	selector   labels.Selector
 	conditions []metav1.Condition
 }
 
 func wishOfNamespace(u *ovnv1.UserDefinedNetwork) wish {
-	w := wish{object: u, kind: namespaced, conditions: u.Status.Conditions}
+	w := wish{object: u, kind: namespaced, name: netconf.NameInNamespace(u.Namespace, u.Name), conditions: u.Status.Conditions}
 	w.network, w.err = netconf.OfNamespace(u)
 	w.selector = labels.SelectorFromSet(labels.Set{corev1.LabelMetadataName: u.Namespace})
 	return w
 }
 
 func wishOfCluster(c *ovnv1.ClusterUserDefinedNetwork) wish {
-	w := wish{object: c, kind: clusterly, conditions: c.Status.Conditions, selector: labels.Nothing()}
+	w := wish{object: c, kind: clusterly, name: netconf.NameInCluster(c.Name), conditions: c.Status.Conditions, selector: labels.Nothing()}
 	if w.network, w.err = netconf.OfCluster(c); w.err != nil {
 		return w
 	}

@@ -75,6 +75,16 @@ type Address struct {
 	PodName   string   `json:"podName,omitempty"`
 	Link      string   `json:"link,omitempty"`
 	Sources   []string `json:"sources"`
+	// Said is who says which addresses; nil: the machine's node does not answer.
+	Said *Said `json:"said,omitempty"`
+}
+
+// Said is who says which addresses an interface has. IPs is what it comes to.
+type Said struct {
+	Network    []string `json:"network,omitempty"`    // that it gave
+	GuestAgent []string `json:"guestAgent,omitempty"` // that the guest has
+	Observed   []string `json:"observed,omitempty"`   // that the guest was heard to use
+	Disagree   bool     `json:"disagree,omitempty"`
 }
 
 // Addresses returns the interfaces of a running machine.
@@ -83,6 +93,7 @@ func (c *Client) Addresses(ctx context.Context, m Name) ([]Address, error) {
 	if err != nil {
 		return nil, err
 	}
+	said := c.said(ctx, m)
 	all := []Address{}
 	for _, i := range vmi.Status.Interfaces {
 		a := Address{
@@ -90,9 +101,28 @@ func (c *Client) Addresses(ctx context.Context, m Name) ([]Address, error) {
 			Link: i.LinkState, Sources: strings.FieldsFunc(i.InfoSource, func(r rune) bool { return r == ',' || r == ' ' }),
 		}
 		a.Network, a.Binding = networkOf(vmi, i.Name)
+		a.Said = said[i.Name]
 		all = append(all, a)
 	}
 	return all, nil
+}
+
+// said asks the machine's node who says what, by interface. It may be unable to answer, and does not when the machine is paused or starts.
+func (c *Client) said(ctx context.Context, m Name) map[string]*Said {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	var answer []struct {
+		Interface string
+		Said
+	}
+	if err := c.get(ctx, instances, m, "addresses", &answer); err != nil {
+		return nil
+	}
+	all := map[string]*Said{}
+	for n := range answer {
+		all[answer[n].Interface] = &answer[n].Said
+	}
+	return all
 }
 
 func networkOf(vmi *virtv1.VirtualMachineInstance, name string) (network, binding string) {

@@ -2,7 +2,6 @@ package vmctl
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -125,12 +124,8 @@ func (c *Client) progress(ctx context.Context, m Name, migration string) (Progre
 func (c *Client) addMemory(ctx context.Context, m Name, p *Progress) {
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
-	text, err := c.verbs.Get().AbsPath(verbsPath, "namespaces", m.Namespace, instances, m.Name, "migrationprogress").Do(ctx).Raw()
-	if err != nil {
-		return
-	}
 	memory := *p
-	if json.Unmarshal(text, &memory) == nil {
+	if c.get(ctx, instances, m, "migrationprogress", &memory) == nil {
 		*p = memory
 	}
 }

@@ -57,6 +57,15 @@ func (c *Client) put(ctx context.Context, kind string, m Name, verb string, opti
 	return c.verbs.Put().AbsPath(verbsPath, "namespaces", m.Namespace, kind, m.Name, verb).Body(body).Do(ctx).Error()
 }
 
+// get reads what a verb tells.
+func (c *Client) get(ctx context.Context, kind string, m Name, verb string, answer any) error {
+	text, err := c.verbs.Get().AbsPath(verbsPath, "namespaces", m.Namespace, kind, m.Name, verb).Do(ctx).Raw()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, answer)
+}
+
 const (
 	machines  = "virtualmachines"
 	instances = "virtualmachineinstances"

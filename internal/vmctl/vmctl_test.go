@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,6 +114,50 @@ func TestPlugAndUnplug(t *testing.T) {
 	}
 }
 
+// Edits at the same time are all made, each once.
+func TestPlugAtTheSameTime(t *testing.T) {
+	c := objects(t, webVM())
+	var people sync.WaitGroup
+	want := []string{"default"}
+	for n := range 8 {
+		name := fmt.Sprintf("nic-%d", n)
+		want = append(want, name)
+		people.Go(func() {
+			if _, err := c.Plug(t.Context(), web, NIC{Name: name, Network: "blue-l2"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	people.Wait()
+	vm, err := c.vm(t.Context(), web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := interfaceNames(&vm.Spec.Template.Spec)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" || len(vm.Spec.Template.Spec.Networks) != len(want) {
+		t.Errorf("%d networks (-want +got):\n%s", len(vm.Spec.Template.Spec.Networks), diff)
+	}
+}
+
+// answering is a server of one verb.
+func answering(t *testing.T, path, answer string) rest.Interface {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != path {
+			http.NotFound(w, r)
+			return
+		}
+		fmt.Fprint(w, answer)
+	}))
+	t.Cleanup(server.Close)
+	c, err := New(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.verbs
+}
+
 func TestListAndAddresses(t *testing.T) {
 	vm := webVM()
 	vm.Status.PrintableStatus, vm.Status.Ready, vm.Status.Created = "Running", true, true
@@ -130,12 +176,15 @@ func TestListAndAddresses(t *testing.T) {
 	if diff := cmp.Diff([]Machine{{Namespace: "shop", Name: "web", Status: "Running", Ready: true, Node: "node-1", IPs: []string{"10.128.0.5"}}}, list); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	c.verbs = answering(t, verbsPath+"/namespaces/shop/virtualmachineinstances/web/addresses",
+		`[{"interface": "default", "network": ["10.128.0.5"], "guestAgent": ["10.128.0.9"], "disagree": true}]`)
 	addresses, err := c.Addresses(t.Context(), web)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []Address{
-		{Interface: "default", Network: "pod", Binding: "masquerade", MAC: "02:00:00:00:00:01", IPs: []string{"10.128.0.5"}, GuestName: "eth0", Link: "up", Sources: []string{"domain", "guest-agent"}},
+		{Interface: "default", Network: "pod", Binding: "masquerade", MAC: "02:00:00:00:00:01", IPs: []string{"10.128.0.5"}, GuestName: "eth0", Link: "up", Sources: []string{"domain", "guest-agent"},
+			Said: &Said{Network: []string{"10.128.0.5"}, GuestAgent: []string{"10.128.0.9"}, Disagree: true}},
 		{MAC: "02:42:00:00:00:01", IPs: []string{}, GuestName: "docker0", Sources: []string{"guest-agent"}},
 	}
 	if diff := cmp.Diff(want, addresses); diff != "" {

@@ -45,6 +45,7 @@ var measurements = []measurement{
 	{"boot", measureBoot},
 	{"plug", measurePlug},
 	{"overlay", measureOverlay},
+	{"tenant", measureTenant},
 	{"memory", measureControlPlane},
 	{"mac", measureMAC},
 }

@@ -9,18 +9,19 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"patchbay/internal/guestshell"
 )
 
-// seconds is how long each stream lasts.
-const seconds = 5
+// seconds is how long each stream lasts, pings how many round trips are measured.
+const (
+	seconds = 4
+	pings   = 100
+)
 
 // measureOverlay compares pods and VMs on two nodes with plain OVN ports on the same switches, in the same fabric.
 func measureOverlay(ctx context.Context, b *bench) ([]row, error) {
@@ -55,13 +56,13 @@ func measureOverlay(ctx context.Context, b *bench) ([]row, error) {
 
 type path struct {
 	mbits float64
-	rtt   float64 // average, ms
+	rtt   float64 // median, ms
 }
 
 // runner runs a command line somewhere and returns its output.
 type runner func(ctx context.Context, command string) (string, error)
 
-var average = regexp.MustCompile(`= [\d.]+/([\d.]+)/`)
+var roundTrip = regexp.MustCompile(`time=([\d.]+) ms`)
 
 // measurePath streams and pings from one place to an address where an iperf3 server listens.
 func measurePath(ctx context.Context, run runner, ip string) (path, error) {
@@ -79,15 +80,28 @@ func measurePath(ctx context.Context, run runner, ip string) (path, error) {
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
 		return path{}, fmt.Errorf("iperf3 says %q: %w", out, err)
 	}
-	if out, err = run(ctx, "ping -c 50 -i 0.05 -q "+ip); err != nil {
+	if out, err = run(ctx, fmt.Sprintf("ping -c %d -i 0.02 %s", pings, ip)); err != nil {
 		return path{}, err
 	}
-	match := average.FindStringSubmatch(out)
-	if match == nil {
-		return path{}, fmt.Errorf("ping says %q", out)
-	}
-	rtt, err := strconv.ParseFloat(match[1], 64)
+	rtt, err := medianRTT(out)
 	return path{mbits: result.End.Received.Bits / 1e6, rtt: rtt}, err
+}
+
+// medianRTT reads what ping prints for every answer. The mean would tell of the few that waited for a processor.
+func medianRTT(out string) (float64, error) {
+	var all []float64
+	for _, match := range roundTrip.FindAllStringSubmatch(out, -1) {
+		ms, err := strconv.ParseFloat(match[1], 64)
+		if err != nil {
+			return 0, err
+		}
+		all = append(all, ms)
+	}
+	if len(all) < pings/2 {
+		return 0, fmt.Errorf("%d of %d pings were answered: %s", len(all), pings, out)
+	}
+	slices.Sort(all)
+	return all[len(all)/2], nil
 }
 
 func (b *bench) measurePods(ctx context.Context, namespace string) (path, error) {
@@ -110,31 +124,12 @@ func (b *bench) measurePods(ctx context.Context, namespace string) (path, error)
 }
 
 func (b *bench) measureGuests(ctx context.Context, namespace string) (path, error) {
-	from, to := benchVMI(namespace, "from", "node-1"), benchVMI(namespace, "to", "node-2")
-	for _, vmi := range []client.Object{from, to} {
-		if err := b.cluster.Client.Create(ctx, vmi); err != nil {
-			return path{}, err
-		}
-	}
-	ip, err := b.waitForIP(ctx, to)
+	shell, ip, err := b.guestPair(ctx, namespace)
 	if err != nil {
 		return path{}, err
 	}
-	if _, err := b.waitForIP(ctx, from); err != nil {
-		return path{}, err
-	}
-	console, err := guestshell.Dial(ctx, b.cluster.Config, namespace, "from")
-	if err != nil {
-		return path{}, err
-	}
-	shell := guestshell.New(console, guestshell.Login{User: "root", Password: "patchbay"})
 	defer shell.Close()
-	bounded, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	if err := shell.Ready(bounded); err != nil {
-		return path{}, err
-	}
-	return measurePath(bounded, shell.Run, ip)
+	return measurePath(ctx, shell.Run, ip)
 }
 
 // plain are two OVN ports that nothing of ours made: a namespace with a veth into br-int on each node.

@@ -1,12 +1,16 @@
 package chapter9
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	virtv1 "kubevirt.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 )
 
 // flatManifest is a layer 2 network without addresses of its own: whoever is on it brings them.
@@ -91,6 +95,21 @@ func TestAddresses(t *testing.T) {
 			t.Errorf("interfaces %+v", vmi.Status.Interfaces)
 		}
 	})
+	t.Run("9.9.1-C2 a dynamic address is set on the command line", func(t *testing.T) {
+		out, err := cluster.Kubectl(t.Context(), "get", "vm", "app-02", "-n", ns, "-o", "jsonpath={.spec.template.spec.volumes[1].cloudInitNoCloud.networkData}")
+		if err != nil || !strings.Contains(out, "eth1:\n    dhcp4: true") {
+			t.Errorf("%q, %v", out, err)
+		}
+	})
+	t.Run("9.9.1.1-C5 the VM is connected to a secondary network", func(t *testing.T) {
+		for name, network := range map[string]string{"app-02": "leased", "app-03": "flat"} {
+			vmi := cluster.Running(t, ns, name)
+			status := cluster.LauncherPod(t, vmi).Annotations["k8s.v1.cni.cncf.io/network-status"]
+			if i := vmi.Status.Interfaces[1]; !strings.Contains(i.InfoSource, "multus-status") || !strings.Contains(status, `"`+ns+"/"+network+`"`) {
+				t.Errorf("%s: interface %+v, network status %s", name, i, status)
+			}
+		}
+	})
 	guest := cluster.Guest(t, ns, "app-03")
 	t.Run("9.9.1.1-C3 addresses in CIDR form make it static", func(t *testing.T) {
 		guest.Eventually(cluster, boot, "ip -4 -o addr show eth1", contains("inet 10.10.10.14/24"))
@@ -99,6 +118,24 @@ func TestAddresses(t *testing.T) {
 		data := cluster.Running(t, ns, "app-03").Spec.Volumes[1].CloudInitNoCloud.NetworkData
 		if !strings.Contains(data, "version: 2") || !strings.Contains(data, "addresses: [10.10.10.14/24]") {
 			t.Errorf("network data %q", data)
+		}
+	})
+	t.Run("9.9.1.1-C1 networkData is a document of version 2", func(t *testing.T) {
+		var document struct {
+			Version   int
+			Ethernets map[string]struct{ Addresses []string }
+		}
+		text := readVM(t, ns, "app-03").Spec.Template.Spec.Volumes[1].CloudInitNoCloud.NetworkData
+		if err := yaml.Unmarshal([]byte(text), &document); err != nil || document.Version != 2 || !slices.Equal(document.Ethernets["eth1"].Addresses, []string{"10.10.10.14/24"}) {
+			t.Errorf("%+v, %v", document, err)
+		}
+	})
+	t.Run("9.9.1-C1 a static address is set when the VM is made", func(t *testing.T) {
+		if vm := readVM(t, ns, "app-03"); vm.Status.ObservedGeneration != 1 || vm.Generation != 1 {
+			t.Errorf("the VM was changed %d times", vm.Generation-1)
+		}
+		if i := addressesOf(t, ns, "app-03", "second", "10.10.10.14"); i.Name != "second" {
+			t.Errorf("interface %+v", i)
 		}
 	})
 	t.Run("9.9.1.1-C4 the pod interface is the default route", func(t *testing.T) {
@@ -115,6 +152,28 @@ func TestAddresses(t *testing.T) {
 		block := regexp.MustCompile(`(?s)\n  Interfaces:\n.*?Interface Name: +eth0\n.*?Interface Name: +eth1\n.*?Ip Address: +10\.10\.10\.14\n.*?Ip Addresses:\n +10\.10\.10\.14\n.*?Mac: +[0-9a-f:]{17}\n.*?Name: +second\n`)
 		if !block.MatchString(out) {
 			t.Errorf("it prints\n%s", out)
+		}
+	})
+	t.Run("9.9.2.1-C1 the guest agent shows the secondary interface's address", func(t *testing.T) {
+		if i := cluster.Running(t, ns, "app-03").Status.Interfaces[1]; i.InfoSource != "domain, guest-agent, multus-status" || !slices.Equal(i.IPs[:1], []string{"10.10.10.14"}) {
+			t.Errorf("interface %+v", i)
+		}
+	})
+	t.Run("9.9.2.2-C1 keys of an entry", func(t *testing.T) {
+		out, err := cluster.Kubectl(t.Context(), "get", "vmi", "app-03", "-n", ns, "-o", "jsonpath={.status.interfaces}")
+		var list []map[string]any
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &list)
+		}
+		if err != nil || len(list) < 2 {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, entry := range list {
+			for _, key := range []string{"interfaceName", "ipAddress", "ipAddresses", "mac", "name"} {
+				if entry[key] == nil {
+					t.Errorf("%s is missing: %v", key, entry)
+				}
+			}
 		}
 	})
 	t.Run("9.9.2.2-K2 the YAML and the guest show the same", func(t *testing.T) {
@@ -147,7 +206,7 @@ func TestAddresses(t *testing.T) {
 		}
 		cluster.Eventually(t, boot, "the guest's own interface", func() error {
 			for _, i := range cluster.Running(t, ns, "app-03").Status.Interfaces {
-				if i.InterfaceName == "inner0" && i.Name == "" && i.InfoSource == "guest-agent" && i.IP == "192.0.2.1" {
+				if i.InterfaceName == "inner0" && i.MAC != "" && i.Name == "" && i.InfoSource == "guest-agent" && i.IP == "192.0.2.1" {
 					return nil
 				}
 			}
@@ -170,11 +229,59 @@ func TestAddresses(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("9.9.2.2-C4 describing shows it too", func(t *testing.T) {
+		vmi := cluster.Running(t, ns, "mute")
+		out, err := cluster.Kubectl(t.Context(), "describe", "vmi", "mute", "-n", ns)
+		if first := vmi.Status.Interfaces[0]; err != nil || strings.Contains(first.InfoSource, "guest-agent") || !regexp.MustCompile(`Ip Address: +`+regexp.QuoteMeta(first.IP)+"\n").MatchString(out) {
+			t.Errorf("%v, %+v\n%s", err, first, out)
+		}
+	})
 	t.Run("a secondary interface shows the address that the guest is heard to use", func(t *testing.T) {
 		silent.Try("ping -c1 -W1 10.10.10.1")
 		i := addressesOf(t, ns, "mute", "second", "10.10.10.15")
 		if !strings.Contains(i.InfoSource, "observed") {
 			t.Errorf("info source %q", i.InfoSource)
 		}
+	})
+	t.Run("sources that contradict each other are shown", func(t *testing.T) { checkDisagreement(t, ns) })
+}
+
+// checkDisagreement has the guest of app-02 use another address than its network gave.
+func checkDisagreement(t *testing.T, ns string) {
+	const own = "10.10.20.99"
+	given := cluster.Running(t, ns, "app-02").Status.Interfaces[1].IP
+	guest := cluster.Guest(t, ns, "app-02")
+	guest.Run("killall udhcpc 2>/dev/null; ip -4 addr flush dev eth1; ip addr add " + own + "/24 dev eth1; ping -c1 -W1 10.10.20.1; true")
+	condition := func() (string, error) {
+		return cluster.Kubectl(t.Context(), "get", "vmi", "app-02", "-n", ns, "-o", `jsonpath={.status.conditions[?(@.type=="AddressesDisagree")].message}`)
+	}
+	want := "interface second: the network gave " + given + ", the guest agent says " + own + ", heard on the network " + own
+	cluster.Eventually(t, boot, "the condition", func() error {
+		out, err := condition()
+		if err == nil && !strings.HasPrefix(out, want) {
+			err = fmt.Errorf("it says %q, want %q", out, want)
+		}
+		return err
+	})
+	out, err := cluster.Kubectl(t.Context(), "get", "events", "-n", ns, "--field-selector", "reason=AddressSourcesDisagree")
+	if err != nil || !strings.Contains(out, "interface second: the network gave "+given) {
+		t.Errorf("%v, events %s", err, out)
+	}
+	out, err = patchbayVM(t, ns, "ip", "app-02")
+	table := regexp.MustCompile(`The sources of second's addresses disagree:\n  the network gave +` + given + `\n  the guest agent says +` + own + `.*\n  heard on the network +` + own)
+	if err != nil || !table.MatchString(out) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	said := addressesByCommand(t, ns, "app-02")[1].Said
+	if said == nil || !said.Disagree || !slices.Contains(said.Network, given) || !slices.Contains(said.GuestAgent, own) || !slices.Contains(said.Observed, own) {
+		t.Errorf("as JSON %+v", said)
+	}
+	guest.Run("ip addr add " + given + "/24 dev eth1; ping -c1 -W1 -I " + given + " 10.10.20.1; true")
+	cluster.Eventually(t, boot, "the end of the condition", func() error {
+		out, err := condition()
+		if err == nil && out != "" {
+			err = errors.New(out)
+		}
+		return err
 	})
 }

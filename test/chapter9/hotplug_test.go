@@ -115,6 +115,7 @@ func TestHotPlug(t *testing.T) {
 		}
 		return nil
 	})
+	empty := emptyPorts(guest)
 	t.Run("9.6.2-K1 applying the changed VM plugs the interface", func(t *testing.T) {
 		began := time.Now()
 		applyPlug(t, ns, "app-01", "dyn-nic")
@@ -191,6 +192,7 @@ func TestHotPlug(t *testing.T) {
 			return nil
 		})
 	})
+	checkPrerequisites(t, ns)
 	t.Run("9.6.2-K4 addinterface is gone", func(t *testing.T) {
 		user := cluster.NewClient(t)
 		if out, err := user.Run(t.Context(), "", "virtctl", "addinterface", "app-01", "-n", ns, "--network-attachment-definition-name", "blue-l2", "--name", "more"); err == nil {
@@ -210,6 +212,7 @@ func TestHotPlug(t *testing.T) {
 		refusedWith(t, ns, plugManifest, plugValues("app-01", "dyn-nic:sideways"), "state")
 	})
 	t.Run("9.6.1-C3 four slots: the fifth waits", func(t *testing.T) {
+		plugTogether(t, ns, "third", "fourth")
 		applyPlug(t, ns, "app-01", "dyn-nic", "third", "fourth", "fifth")
 		awaitNICs(t, ns, "app-01", "defaultnetwork", "dyn-nic", "third", "fourth")
 	})
@@ -223,6 +226,18 @@ func TestHotPlug(t *testing.T) {
 		applyPlug(t, ns, "app-01", "dyn-nic", "third", "fourth")
 		awaitNoVMCondition(t, ns, "app-01", virtv1.VirtualMachineRestartRequired)
 	})
+	t.Run("9.6.1-C5 the machine type's ports bound the number", func(t *testing.T) {
+		vmi := cluster.Running(t, ns, "app-01")
+		if m := vmi.Status.Machine; m == nil || !strings.HasPrefix(m.Type, "pc-q35-") {
+			t.Fatalf("machine %+v, want q35", m)
+		}
+		if now := emptyPorts(guest); now != empty-3 {
+			t.Errorf("the guest had %d empty PCIe ports and has %d, want 3 less", empty, now)
+		}
+		refused := attachedTo("isa", "{name: default, masquerade: {}}", "{name: default, pod: {}}")
+		cluster.Apply(t, ns, strings.Replace(attachingManifest, "domain:\n", "domain:\n        machine: {type: isapc}\n", 1), refused)
+		hasField(t, ns, "vmi/isa", ".status.conditions", "is not supported; use q35")
+	})
 	t.Run("9.6.1-C2 every NIC has a slot of its own", func(t *testing.T) {
 		out := guest.Run("for n in /sys/class/net/eth*; do basename $(readlink -f $n/device/..); done | sort | uniq -d")
 		if strings.Contains(out, "0000:") { // the guest's log comes over the same console
@@ -230,6 +245,8 @@ func TestHotPlug(t *testing.T) {
 		}
 	})
 	t.Run("9.6.3-K1 absent unplugs", func(t *testing.T) {
+		// One of them is in use.
+		guest.Run("ip link set eth2 up; ip addr add 10.100.200.77/24 dev eth2; (ping -i 0.2 -I eth2 10.100.200.1; nc -l -p 99 -s 10.100.200.77) >/dev/null 2>&1 </dev/null &")
 		applyPlug(t, ns, "app-01", "dyn-nic", "third:absent", "fourth:absent")
 		awaitNICs(t, ns, "app-01", "defaultnetwork", "dyn-nic")
 	})
@@ -297,16 +314,7 @@ func TestHotPlug(t *testing.T) {
 		if _, err := user.Run(t.Context(), "", "virtctl", "restart", "app-01", "-n", ns); err != nil {
 			t.Fatal(err)
 		}
-		cluster.Eventually(t, boot, "another instance", func() error {
-			vmi := &virtv1.VirtualMachineInstance{}
-			if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "app-01"}, vmi); err != nil {
-				return err
-			}
-			if vmi.UID == before.UID || !vmi.IsRunning() {
-				return fmt.Errorf("it is %s, %s", vmi.UID, vmi.Status.Phase)
-			}
-			return nil
-		})
+		awaitAnother(t, ns, "app-01", before.UID)
 		awaitNICs(t, ns, "app-01", "defaultnetwork", "dyn-nic")
 		again := cluster.Guest(t, ns, "app-01")
 		again.Eventually(cluster, soon, "ls /sys/class/net | grep -c eth", contains("2"))

@@ -89,6 +89,12 @@ func testTenantAccess(t *testing.T, user *local.Client, ns, key string) {
 				t.Errorf("ssh to %s: %q, %v", name, out, err)
 			}
 		}
+		t.Run("SSH.0-C5 the reference's limit is none here", func(t *testing.T) {
+			out, err := sshTo(t.Context(), user, ns, key, "cloud-user@vm/one", "ip -4 -o addr show eth0")
+			if ip := ipv4(cluster.Running(t, ns, "one").Status.Interfaces[0].IPs); err != nil || !strings.Contains(out, "inet "+ip+"/") {
+				t.Errorf("the guest's address is %q, %v; want %s on the primary network", out, err, ip)
+			}
+		})
 	})
 	t.Run("9.3-C8 port-forward", func(t *testing.T) {
 		web := localPort(t)

@@ -15,6 +15,15 @@ import (
 // movableTenantVM is tenantVM without a node.
 var movableTenantVM = strings.Replace(tenantVM, "      nodeSelector: {kubernetes.io/hostname: {{.node}}}\n", "", 1)
 
+// strangersDefinition names the network of others.
+const strangersDefinition = `
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: burglar}
+spec:
+  config: '{"cniVersion":"1.0.0","type":"ovn-k8s-cni-overlay","name":"cluster_udn_c9-shared","netAttachDefName":"{{.namespace}}/burglar","topology":"layer2","role":"{{.role}}","subnets":"203.203.0.0/16,fd00:203::/64"}'
+`
+
 // 9.3.2.3: machines of several namespaces on one network, and one of them moves.
 func TestSharedPrimaryNetwork(t *testing.T) {
 	primaryCUDN(t, "c9-shared", "{matchLabels: {shares: c9-shared}}", "203.203.0.0/16, fd00:203::/64") // first: it goes when nobody uses it
@@ -54,6 +63,10 @@ func TestSharedPrimaryNetwork(t *testing.T) {
 			for _, ip := range from.reached(slices.Concat(mover, peer)...) {
 				t.Errorf("pod %s of namespace %s reaches %s", from.name, from.namespace, ip)
 			}
+		}
+		for _, role := range []string{"primary", "secondary"} {
+			ns := stranger.boxes[0].namespace
+			refusedWith(t, ns, strangersDefinition, map[string]string{"namespace": ns, "role": role}, "is kept for the user-defined networks of the cluster")
 		}
 	})
 	testTenantMigration(t, user, a, first, box, mover)

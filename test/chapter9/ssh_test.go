@@ -11,7 +11,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -153,6 +152,26 @@ func TestStaticKey(t *testing.T) {
 			}
 			return err
 		})
+	})
+	t.Run("SSH.1-C5 a key of the project goes to all its new VMs", func(t *testing.T) {
+		if out, err := cluster.Kubectl(t.Context(), "annotate", "namespace", ns, "patchbay.io/ssh-keys=drive-keys"); err != nil {
+			t.Fatal(out, err)
+		}
+		cluster.Eventually(t, soon, "the key in a new VM", func() error { // the controller has to see the annotation first
+			out, err := cluster.TryApply(t.Context(), ns, attachingManifest, attachedTo("project", "{name: default, masquerade: {}}", "{name: default, pod: {}}"))
+			if err != nil {
+				return err
+			}
+			if vm := readVM(t, ns, "project"); len(vm.Spec.Template.Spec.AccessCredentials) == 0 {
+				out, err = cluster.Kubectl(t.Context(), "delete", "vm", "project", "-n", ns)
+				return fmt.Errorf("not there yet: %s %v", out, err)
+			}
+			return nil
+		})
+		awaitSSH(t, user, ns, key, "patchbay@vm/project")
+		if vm := readVM(t, ns, "static"); len(vm.Spec.Template.Spec.AccessCredentials) != 1 {
+			t.Errorf("the older VM has %+v", vm.Spec.Template.Spec.AccessCredentials)
+		}
 	})
 	t.Run("SSH.1-C4 the Secret stays when the VM is deleted", func(t *testing.T) {
 		if out, err := cluster.Kubectl(t.Context(), "delete", "vm", "drive", "-n", ns); err != nil {
@@ -315,7 +334,7 @@ func TestWaysToSSH(t *testing.T) {
 	user := cluster.NewClient(t)
 	key, public := user.Key(t, "id_ways")
 	cluster.Apply(t, ns, accessManifest, accessValues("example-vm", "Always", "{noCloud: {}}", public))
-	box := pod(t, ns, "peer", "node-2")
+	box := lan(t, ns)
 	awaitSSH(t, user, ns, key, "cloud-user@vm/example-vm")
 	t.Run("SSH.2-C5 without agent credentials the guest keeps its own keys", func(t *testing.T) {
 		for _, c := range cluster.Running(t, ns, "example-vm").Status.Conditions {
@@ -329,6 +348,19 @@ func TestWaysToSSH(t *testing.T) {
 			t.Errorf("%q, %v", out, err)
 		}
 	})
+	t.Run("SSH.4-K1 the bare name form connects with patchbay", func(t *testing.T) {
+		args := []string{"ssh", "cloud-user@example-vm", "-i", key}
+		for _, option := range user.SSHOptions() {
+			if strings.Contains(option, "=") {
+				args = append(args, "--option", option)
+			}
+		}
+		out, err := patchbayVM(t, ns, append(args, "--", "hostname")...)
+		if err != nil || strings.TrimSpace(out) != "example-vm" {
+			t.Errorf("%q, %v", out, err)
+		}
+	})
+	checkThroughServer(t, user, ns, key)
 	t.Run("SSH.4-C3 targets by kind, by namespace, and without a kind", func(t *testing.T) {
 		for _, target := range []string{"cloud-user@vmi/example-vm", "cloud-user@vm/example-vm/" + ns, "cloud-user@virtualmachine/example-vm"} {
 			if out, err := sshTo(t.Context(), user, ns, key, target, "hostname"); err != nil || out != "example-vm" {
@@ -380,12 +412,8 @@ func TestWaysToSSH(t *testing.T) {
 			t.Errorf("%q, %v", back, err)
 		}
 	})
+	config := sshConfig(t, user)
 	t.Run("SSH.5-K1 ProxyCommand of the ssh config", func(t *testing.T) {
-		config := filepath.Join(user.Home, "ssh_config")
-		text := fmt.Sprintf("Host vm/*\n  ProxyCommand %s port-forward --stdio=true %%h %%p\n", user.Virtctl)
-		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
 		for name, host := range map[string]string{
 			"SSH.5-K2 vm/NAME.NAMESPACE":                 "vm/example-vm." + ns,
 			"SSH.5-C2 vm/NAME/NAMESPACE, the newer form": "vm/example-vm/" + ns,
@@ -420,25 +448,22 @@ func TestWaysToSSH(t *testing.T) {
 		})
 	})
 	t.Run("SSH.6-K1 expose makes a Service", func(t *testing.T) { checkExpose(t, user, ns, box, key) })
-	t.Run("9.1.7-C1 virtctl, ssh config and Service reached the same guest", func(t *testing.T) {
-		if !cluster.Running(t, ns, "example-vm").IsRunning() {
-			t.Error("it does not run any more")
-		}
-	})
+	address := checkSecondary(t, user, ns, box, key)
+	t.Run("9.1.7-C1 four ways lead to the same guest", func(t *testing.T) { checkFourWays(t, user, ns, box, key, config, address) })
+	checkCommands(t, user, ns, key)
 	t.Run("SSH.5-C1 a VM that does not run is said so", func(t *testing.T) {
 		if _, err := user.Run(t.Context(), "", "virtctl", "stop", "example-vm", "-n", ns); err != nil {
 			t.Fatal(err)
 		}
-		cluster.Eventually(t, boot, "the VM's end", func() error {
-			err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "example-vm"}, &virtv1.VirtualMachineInstance{})
-			if apierrors.IsNotFound(err) {
-				return nil
-			}
-			return fmt.Errorf("still there: %v", err)
-		})
+		awaitStopped(t, ns, "example-vm")
 		out, err := user.Run(t.Context(), "", "virtctl", "port-forward", "--stdio=true", "vm/example-vm/"+ns, "22")
 		if err == nil || !strings.Contains(err.Error(), "VMI is not started") {
 			t.Error(local.Failed(out, err))
 		}
+		t.Run("SSH.4-C1 and has to", func(t *testing.T) {
+			if out, err := sshTo(t.Context(), user, ns, key, "cloud-user@vm/example-vm", "true"); err == nil || !strings.Contains(err.Error(), "VMI is not started") {
+				t.Error(local.Failed(out, err))
+			}
+		})
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -52,6 +53,13 @@ func (u *Client) Command(ctx context.Context, program string, args ...string) *e
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env, cmd.Dir = u.env, u.Home
 	return cmd
+}
+
+// With is the same user with other environment variables, NAME=VALUE.
+func (u *Client) With(variables ...string) *Client {
+	other := *u
+	other.env = append(slices.Clone(u.env), variables...)
+	return &other
 }
 
 // Key makes a pair of SSH keys and returns the path of the private one and the line of the public one.

@@ -137,6 +137,17 @@ var kinds = []kind{
 		},
 	},
 	{
+		group: "whereabouts.cni.cncf.io", kind: "IPPool", plural: "ippools", singular: "ippool", scope: apiext.NamespaceScoped,
+		columns:  []apiext.CustomResourceColumnDefinition{text("Range", ".spec.range"), age},
+		versions: []version{{name: "v1alpha1", goPackage: "patchbay/api/whereabouts/v1alpha1"}},
+	},
+	{
+		group: "whereabouts.cni.cncf.io", kind: "OverlappingRangeIPReservation", plural: "overlappingrangeipreservations",
+		singular: "overlappingrangeipreservation", scope: apiext.NamespaceScoped,
+		columns:  []apiext.CustomResourceColumnDefinition{text("Owner", ".spec.podref"), age},
+		versions: []version{{name: "v1alpha1", goPackage: "patchbay/api/whereabouts/v1alpha1"}},
+	},
+	{
 		group: "nmstate.io", kind: "NodeNetworkConfigurationPolicy", plural: "nodenetworkconfigurationpolicies",
 		singular: "nodenetworkconfigurationpolicy", short: []string{"nncp"}, scope: apiext.ClusterScoped, status: true,
 		columns:  []apiext.CustomResourceColumnDefinition{text("Status", current("type")), text("Reason", current("reason"))},

@@ -52,6 +52,8 @@ type Machine interface {
 	Screenshot(ctx context.Context) ([]byte, error)
 	// MigrationProgress is how far a live migration is that sends the guest away.
 	MigrationProgress(ctx context.Context) (MigrationProgress, error)
+	// Addresses is who says which addresses the machine's interfaces have.
+	Addresses() ([]AddressSources, error)
 
 	GuestInfo(ctx context.Context) (virtv1.VirtualMachineInstanceGuestAgentInfo, error)
 	Users(ctx context.Context) (virtv1.VirtualMachineInstanceGuestOSUserList, error)
@@ -69,6 +71,16 @@ type MigrationProgress struct {
 	// DowntimeMilliseconds is how long the guest stands still when it moves, as expected until it has moved.
 	DowntimeMilliseconds int64 `json:"downtimeMilliseconds"`
 	ElapsedMilliseconds  int64 `json:"elapsedMilliseconds"`
+}
+
+// AddressSources is who says which addresses an interface has.
+type AddressSources struct {
+	Interface string   `json:"interface"`
+	Network   []string `json:"network,omitempty"`    // that it gave
+	Agent     []string `json:"guestAgent,omitempty"` // that the guest has
+	Observed  []string `json:"observed,omitempty"`   // that the guest was heard to use
+	// Disagree says that they contradict each other.
+	Disagree bool `json:"disagree,omitempty"`
 }
 
 // Config is what a Server needs.

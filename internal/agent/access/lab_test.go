@@ -77,6 +77,10 @@ func (m *fakeMachine) Unfreeze(context.Context) error { return m.do("unfreeze") 
 
 func (m *fakeMachine) Screenshot(context.Context) ([]byte, error) { return []byte("\x89PNG"), nil }
 
+func (m *fakeMachine) Addresses() ([]AddressSources, error) {
+	return []AddressSources{{Interface: "blue", Network: []string{"10.0.0.1"}, Observed: []string{"10.0.0.9"}, Disagree: true}}, nil
+}
+
 func (m *fakeMachine) MigrationProgress(context.Context) (MigrationProgress, error) {
 	return MigrationProgress{State: "active", TotalBytes: 2, RemainingBytes: 1}, nil
 }

@@ -37,7 +37,8 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("PUT "+root+"freeze", s.onMachine(freeze))
 	mux.HandleFunc("PUT "+root+"unfreeze", s.onMachine(change(checkRunning, Machine.Unfreeze)))
 	mux.HandleFunc("GET "+root+"screenshot", s.onMachine(screenshot))
-	mux.HandleFunc("GET "+root+"migrationprogress", s.onMachine(migrationProgress))
+	mux.HandleFunc("GET "+root+"migrationprogress", s.onMachine(tell(Machine.MigrationProgress)))
+	mux.HandleFunc("GET "+root+"addresses", s.onMachine(tell(func(m Machine, _ context.Context) ([]AddressSources, error) { return m.Addresses() })))
 
 	mux.HandleFunc("GET "+root+"guestosinfo", s.onMachine(describe(Machine.GuestInfo)))
 	mux.HandleFunc("GET "+root+"userlist", s.onMachine(describe(Machine.Users)))
@@ -112,17 +113,20 @@ func screenshot(w http.ResponseWriter, r *http.Request, m Machine) {
 	_, _ = w.Write(picture) // the client has gone; nobody is left to tell
 }
 
-func migrationProgress(w http.ResponseWriter, r *http.Request, m Machine) {
-	err := checkRunning(m.VMI())
-	var progress MigrationProgress
-	if err == nil {
-		progress, err = m.MigrationProgress(r.Context())
+// tell answers what is known of a running machine.
+func tell[T any](ask func(Machine, context.Context) (T, error)) func(http.ResponseWriter, *http.Request, Machine) {
+	return func(w http.ResponseWriter, r *http.Request, m Machine) {
+		err := checkRunning(m.VMI())
+		var answer T
+		if err == nil {
+			answer, err = ask(m, r.Context())
+		}
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, answer)
 	}
-	if err != nil {
-		refuse(w, err)
-		return
-	}
-	writeJSON(w, http.StatusOK, progress)
 }
 
 // bodyLimit is how large the options of a request may be, in bytes.

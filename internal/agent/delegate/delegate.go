@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
 
 	"patchbay/internal/agent/durable"
 	"patchbay/internal/agent/netns"
@@ -147,6 +148,9 @@ func (r *Runner) prepare(ctx context.Context, config []byte) ([]byte, error) {
 	return json.Marshal(l.top)
 }
 
+// checkSince is the CNI version that brought CHECK.
+const checkSince = "0.4.0"
+
 // Check says whether an attachment is still as the plugin made it.
 func (r *Runner) Check(ctx context.Context, container, iface string) error {
 	all, err := r.entries(container)
@@ -160,6 +164,9 @@ func (r *Runner) Check(ctx context.Context, container, iface string) error {
 		list, err := libcni.NetworkConfFromBytes(e.Config)
 		if err != nil {
 			return err
+		}
+		if able, err := version.GreaterThanOrEqualTo(list.CNIVersion, checkSince); err != nil || !able {
+			return err // its plugins know no CHECK
 		}
 		if err := r.cni.CheckNetworkList(ctx, list, e.runtime()); err != nil {
 			return fmt.Errorf("network %s: %w", e.Network, err)

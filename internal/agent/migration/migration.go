@@ -251,7 +251,7 @@ func (t Target) Dial(ctx context.Context, where Inside, id Identity, c Channel) 
 // QEMU that takes nothing for a while from a node that is cut off.
 func endure(conn net.Conn, c Channel) {
 	if tcp, ok := conn.(*net.TCPConn); ok && c != Control {
-		setUserTimeout(tcp, 0)
+		tune(tcp, 0)
 	}
 }
 
@@ -262,5 +262,5 @@ func patient(conn net.Conn) {
 		return
 	}
 	_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive, Count: probes})
-	setUserTimeout(tcp, keepAlive*(1+probes))
+	tune(tcp, keepAlive*(1+probes))
 }

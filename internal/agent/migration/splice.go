@@ -12,9 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bufferSize is how much of a stream is under way in this process, in bytes per direction: the memory of a migration is bounded,
-// whatever the guest's is.
-const bufferSize = 256 << 10
+// What of a stream is under way in this process and waits to be sent, in bytes per direction. The memory of a migration is bounded, whatever
+// the guest's is, and so is what is still ahead of the last part of it while the guest stands still: QEMU counts as sent what lies here.
+const (
+	bufferSize = 128 << 10
+	maxUnsent  = 128 << 10
+)
 
 // Counter counts the bytes of the streams of a migration.
 type Counter struct{ sent, received atomic.Int64 }
@@ -69,13 +72,14 @@ func (c counting) Write(p []byte) (int, error) {
 
 type onlyReader struct{ io.Reader }
 
-// setUserTimeout bounds how long sent data may stay without an acknowledgement.
-func setUserTimeout(conn *net.TCPConn, limit time.Duration) {
+// tune bounds how long sent data may stay without an acknowledgement, and how much waits to be sent.
+func tune(conn *net.TCPConn, limit time.Duration) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return
 	}
 	_ = raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, maxUnsent)
 	})
 }

@@ -39,6 +39,12 @@ const (
 	rest    = "0000 00000000"
 )
 
+// dhcp is a server's answer to a client, with options.
+func dhcp(client, options string) []string {
+	return []string{client, another, "0800 4500 0140 0000 0000 4011 0000 0a0a0a01 ffffffff 0043 0044 012c 0000",
+		"02 01 06 00 00000000 0000 8000 00000000 0a0a0a14 00000000 00000000", client, strings.Repeat("00", 10+64+128), "63825363", options}
+}
+
 var cases = []struct {
 	name  string
 	words []string
@@ -54,6 +60,12 @@ var cases = []struct {
 	{"echo", []string{toAll, mine, ip6, global, nobody, "80 00", rest, global}, ""},
 	{"IPv4", []string{toAll, mine, "0800 4500 0020 0000 0000 4011 0000 0a0a0a0e 0a0a0a01 0000000000000000"}, ""},
 	{"short", []string{toAll, mine, arp}, ""},
+	{"DHCP grant", dhcp(mine, "35 01 05 ff"), "10.10.10.20"},
+	{"DHCP grant after other options", dhcp(mine, "00 36 04 0a0a0a01 35 01 05 ff"), "10.10.10.20"},
+	{"DHCP offer", dhcp(mine, "35 01 02 ff"), ""},
+	{"DHCP grant to another", dhcp(another, "35 01 05 ff"), ""},
+	{"DHCP without type", dhcp(mine, "ff"), ""},
+	{"DHCP cut short", dhcp(mine, "36 04 0a"), ""},
 }
 
 func TestListen(t *testing.T) {

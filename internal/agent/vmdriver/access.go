@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -145,6 +146,27 @@ func (a *attached) GuestInfo(ctx context.Context) (virtv1.VirtualMachineInstance
 		}
 		return answer, nil
 	})
+}
+
+// Addresses implements access.Machine.
+func (a *attached) Addresses() ([]access.AddressSources, error) {
+	if err := a.check(); err != nil {
+		return nil, err
+	}
+	all := []access.AddressSources{}
+	for _, s := range vmstate.SourcesOf(a.vmi, a.domain.describe()) {
+		all = append(all, access.AddressSources{
+			Interface: s.Interface, Network: words(s.Network), Agent: words(s.Agent), Observed: words(s.Observed), Disagree: s.Disagree(),
+		})
+	}
+	return all, nil
+}
+
+func words(list []netip.Addr) (all []string) {
+	for _, ip := range list {
+		all = append(all, ip.String())
+	}
+	return all
 }
 
 func firstOf[T any](all []T) []T { return all[:min(len(all), maxListed)] }

@@ -145,6 +145,7 @@ func (p plugger) rewire(ctx context.Context, i virtv1.Interface) error {
 	p.d.replace(card{NIC: nic, Wired: wired})
 	old.end()
 	p.d.log.Info("changed the network of a network card", "interface", i.Name, "network", nic.Network.Multus.NetworkName)
+	defer p.d.askSoon() // what its agent said is of the old network
 	return p.d.flap(ctx, i.Name)
 }
 
@@ -307,6 +308,7 @@ func (d *domain) noteAddress(name string, address netip.Addr) {
 			}
 		}
 	})
+	d.askSoon() // for what else has changed
 }
 
 // end stops what accompanies a card.

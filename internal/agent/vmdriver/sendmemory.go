@@ -98,6 +98,7 @@ func (s *sender) steer(monitor *migrate.Monitor, p qmp.Migration) error {
 	}
 	order := monitor.Look(time.Now(), migrate.Progress{
 		Total: p.RAM.Total, Remaining: p.RAM.Remaining, Transferred: p.RAM.Transferred, Active: p.Status == qmp.MigrationActive,
+		Passes: p.RAM.Passes,
 	})
 	switch {
 	case order.Abort != "":

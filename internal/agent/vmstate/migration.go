@@ -268,6 +268,7 @@ func (s *step) send() {
 	case ms.StartTimestamp == nil:
 		now := metav1.NewTime(s.o.Now)
 		ms.StartTimestamp, ms.Mode = &now, virtv1.MigrationPreCopy // the next turn sends, if this is written
+	case s.o.Plugging: // its outcome must be known: the target starts with the cards that the guest has
 	default:
 		s.act(Send)
 	}

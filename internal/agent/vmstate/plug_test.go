@@ -2,10 +2,12 @@ package vmstate
 
 import (
 	"net"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/golden"
@@ -70,4 +72,22 @@ func TestPlugStory(t *testing.T) {
 		{"the guest has let it go", func(o *Observed) { o.Domain.NICs = o.Domain.NICs[:1] }},
 		{"the pod has left the network", func(o *Observed) { o.VMI.Status.Interfaces[1].InfoSource = "" }},
 	}))
+}
+
+// A migration waits for the card that is being plugged: the target is told which cards the guest has.
+func TestMigrationWaitsForPlug(t *testing.T) {
+	o := Observed{Now: epoch, Node: "node-1", VMI: &virtv1.VirtualMachineInstance{}, Domain: &Domain{RunState: "running"}, Plugging: true}
+	started := metav1.NewTime(epoch)
+	o.VMI.Status.Phase, o.VMI.Status.NodeName = virtv1.Running, o.Node
+	o.VMI.Status.MigrationState = &virtv1.VirtualMachineInstanceMigrationState{
+		MigrationUID: "1", SourceNode: "node-1", TargetNode: "node-2", TargetNodeAddress: "10.0.0.2", StartTimestamp: &started,
+		TargetDirectMigrationNodePorts: map[string]int{"49152": 0},
+	}
+	if got := Step(o).Actions; len(got) != 0 {
+		t.Errorf("while a card is being plugged it does %q", got)
+	}
+	o.Plugging = false
+	if got := Step(o).Actions; !slices.Contains(got, Send) {
+		t.Errorf("afterwards it does %q, want %q", got, Send)
+	}
 }

@@ -12,6 +12,7 @@ const (
 	reasonPausedByUser    = "PausedByUser"
 	reasonPausedByMonitor = "PausedByMigrationMonitor"
 	reasonPausedIOError   = "PausedIOError"
+	reasonAddresses       = "AddressSourcesDisagree"
 	reasonAgentCommands   = "MissingCommands"
 	reasonBridgeOnPodNet  = virtv1.VirtualMachineInstanceReasonInterfaceNotMigratable
 	reasonDisks           = virtv1.VirtualMachineInstanceReasonDisksNotMigratable

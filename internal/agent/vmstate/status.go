@@ -48,7 +48,7 @@ func (s *step) dropCondition(kinds ...virtv1.VirtualMachineInstanceConditionType
 // clearRunning takes back what is only true of a running guest.
 func (s *step) clearRunning() {
 	s.dropCondition(virtv1.VirtualMachineInstancePaused, virtv1.VirtualMachineInstanceAgentConnected, virtv1.VirtualMachineInstanceUnsupportedAgent,
-		virtv1.VirtualMachineInstanceAccessCredentialsSynchronized)
+		virtv1.VirtualMachineInstanceAccessCredentialsSynchronized, conditionAddresses)
 }
 
 // describeStart writes what does not change while the guest runs.
@@ -72,6 +72,7 @@ func (s *step) describeDomain() {
 	}
 	if s.o.Domain.NICs != nil {
 		s.r.Status.Interfaces = interfaces(s.o.VMI, s.o.Domain)
+		s.describeSources()
 	}
 }
 

@@ -34,6 +34,7 @@ func TestObjectsAreApplicableAndUnique(t *testing.T) {
 		"Namespace patchbay-system", "ClusterRoleBinding patchbay:kubelet-clients",
 		"ClusterRole patchbay:controller", "ClusterRoleBinding patchbay:controller",
 		"ClusterRole patchbay:agent", "ClusterRoleBinding patchbay:agent",
+		"Role patchbay:agent:addresses", "RoleBinding patchbay:agent:addresses",
 		"ClusterRole patchbay:dns", "ClusterRoleBinding patchbay:dns",
 		"ClusterRole patchbay:networks:admin", "ClusterRole patchbay:networks:view",
 		"ClusterRole patchbay:agent:node-1", "ClusterRoleBinding patchbay:agent:node-1",

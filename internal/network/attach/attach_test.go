@@ -32,10 +32,10 @@ func networks(t *testing.T) *catalog.Catalog {
 		"red/a-b":  `"name":"a-b","topology":"layer2"`,
 		"red/a.b":  `"name":"a.b","topology":"layer2"`,
 	} {
-		c.Put(key, fmt.Sprintf(`{"cniVersion":"1.0.0","type":"ovn-k8s-cni-overlay","netAttachDefName":%q,%s}`, key, fields), 0)
+		c.Put(key, fmt.Sprintf(`{"cniVersion":"1.0.0","type":"ovn-k8s-cni-overlay","netAttachDefName":%q,%s}`, key, fields), 0, "")
 	}
-	c.Put("system/default", `{"type":"ovn-k8s-cni-overlay","name":"ovn-kubernetes"}`, 0)
-	c.Put("red/bridge", `{"type":"bridge"}`, 0)
+	c.Put("system/default", `{"type":"ovn-k8s-cni-overlay","name":"ovn-kubernetes"}`, 0, "")
+	c.Put("red/bridge", `{"type":"bridge"}`, 0, "")
 	return c
 }
 

@@ -46,6 +46,8 @@ type Definition struct {
 type network struct {
 	netconf.Network
 	id          int
+	asked       bool            // its definitions are made from a user-defined network
+	home        string          // namespace of the first definition
 	definitions map[string]bool // that mean it, by "namespace/name"
 }
 
@@ -57,22 +59,24 @@ func New(s settings.Settings, inUse func(network string) bool) *Catalog {
 	}
 }
 
-// Put takes up a definition, "namespace/name", with the number that it carries, if any. It says which network is new or changed
-// by it, and which definitions should be looked at again.
-func (c *Catalog) Put(key, config string, id int) (changed []string, again []string) {
+// Put takes up a definition, "namespace/name", with the number that it carries, if any, and the network whose object made it;
+// none when it is made by hand. It says which network is new or changed by it, and which definitions should be looked at again.
+func (c *Catalog) Put(key, config string, id int, made string) (changed []string, again []string) {
 	before, known := c.definitions[key]
-	d := c.read(key, config)
+	d := c.read(key, config, made)
 	if known && before.Err == nil && (d.Err != nil || d.Network.Name != before.Network.Name) {
 		changed, again = c.leave(key)
 	}
 	if d.Err == nil && !d.Network.IsDefault() {
-		joined, err := c.join(key, d.Network, id)
-		if d.Err = err; joined {
+		expelled := c.expel(d.Network.Name, made)
+		joined, err := c.join(key, d.Network, id, made)
+		if d.Err = err; joined || len(expelled) > 0 {
 			changed = append(changed, d.Network.Name)
 		}
+		again = append(again, expelled...)
 	}
 	c.definitions[key] = d
-	namespace, _, _ := strings.Cut(key, "/")
+	namespace := namespaceOf(key)
 	if c.byNamespace[namespace] == nil {
 		c.byNamespace[namespace] = map[string]bool{}
 	}
@@ -80,8 +84,11 @@ func (c *Catalog) Put(key, config string, id int) (changed []string, again []str
 	return changed, again
 }
 
-func (c *Catalog) read(key, config string) Definition {
+func (c *Catalog) read(key, config, made string) Definition {
 	n, err := netconf.Parse(key, config)
+	if err == nil {
+		err = maker(n.Name, made)
+	}
 	if err == nil && !n.IsDefault() {
 		err = n.CheckCluster(c.settings)
 	}
@@ -89,15 +96,20 @@ func (c *Catalog) read(key, config string) Definition {
 }
 
 // join makes a definition mean its network, which exists from then on.
-func (c *Catalog) join(key string, wanted netconf.Network, id int) (changed bool, err error) {
+func (c *Catalog) join(key string, wanted netconf.Network, id int, made string) (changed bool, err error) {
 	n, known := c.networks[wanted.Name]
+	if known {
+		if err := c.admit(n, key, wanted, made); err != nil {
+			return c.disown(n, key), err
+		}
+	}
 	alone := known && len(n.definitions) == 0 || known && len(n.definitions) == 1 && n.definitions[key]
 	switch {
 	case !known:
 		if id, err = c.number(wanted.Name, id); err != nil {
 			return false, err
 		}
-		n = &network{Network: wanted, id: id, definitions: map[string]bool{}}
+		n = &network{Network: wanted, id: id, asked: made != "", home: namespaceOf(key), definitions: map[string]bool{}}
 		c.networks[wanted.Name] = n
 	case n.Equal(wanted), n.Extends(wanted): // of several definitions one is changed after the other
 	case wanted.Extends(n.Network):
@@ -143,7 +155,7 @@ func (c *Catalog) Remove(key string) (changed []string, again []string) {
 		changed, again = c.leave(key)
 	}
 	delete(c.definitions, key)
-	namespace, _, _ := strings.Cut(key, "/")
+	namespace := namespaceOf(key)
 	delete(c.byNamespace[namespace], key)
 	if len(c.byNamespace[namespace]) == 0 {
 		delete(c.byNamespace, namespace)
@@ -270,8 +282,7 @@ func (c *Catalog) mtu(n netconf.Network) int {
 func (n *network) namespaces() []string {
 	var namespaces []string
 	for key := range n.definitions {
-		namespace, _, _ := strings.Cut(key, "/")
-		namespaces = append(namespaces, namespace)
+		namespaces = append(namespaces, namespaceOf(key))
 	}
 	slices.Sort(namespaces)
 	return slices.Compact(namespaces)

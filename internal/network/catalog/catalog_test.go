@@ -38,7 +38,13 @@ func newBook(t *testing.T) *book {
 
 func (b *book) put(key, network, fields string, id int, wantChanged, wantErr string) {
 	b.t.Helper()
-	changed, _ := b.Put(key, nad(key, network, fields), id)
+	b.putMade("", key, network, fields, id, wantChanged, wantErr)
+}
+
+// putMade puts a definition that the object of a network made.
+func (b *book) putMade(made, key, network, fields string, id int, wantChanged, wantErr string) {
+	b.t.Helper()
+	changed, _ := b.Put(key, nad(key, network, fields), id, made)
 	d, _ := b.Definition(key)
 	if got := strings.Join(changed, " "); got != wantChanged {
 		b.t.Errorf("%s changed %q, want %q", key, got, wantChanged)
@@ -98,7 +104,7 @@ func TestNumbers(t *testing.T) {
 	}
 	for i := range MaxID {
 		key := fmt.Sprint("many/n", i)
-		b.Put(key, nad(key, fmt.Sprint("n", i), bare), 0)
+		b.Put(key, nad(key, fmt.Sprint("n", i), bare), 0, "")
 	}
 	d, _ := b.Definition(fmt.Sprint("many/n", MaxID-1))
 	if !errors.Is(d.Err, ErrIDsTaken) || len(b.Names()) != MaxID {
@@ -112,12 +118,12 @@ func TestPrimary(t *testing.T) {
 		t.Errorf("got error %v", err)
 	}
 	b.put("red/bare", "bare", bare, 0, "bare", "")
-	b.put("red/net", "red_net", primary, 0, "red_net", "")
-	b.put("pink/net", "red_net", primary, 0, "red_net", "")
-	if key, n, err := b.Primary("red"); err != nil || key != "red/net" || n.Name != "red_net" {
+	b.putMade("cluster_udn_net", "red/net", "cluster_udn_net", primary, 0, "cluster_udn_net", "")
+	b.putMade("cluster_udn_net", "pink/net", "cluster_udn_net", primary, 0, "cluster_udn_net", "")
+	if key, n, err := b.Primary("red"); err != nil || key != "red/net" || n.Name != "cluster_udn_net" {
 		t.Errorf("got %s, %v, %v", key, n, err)
 	}
-	n, _ := b.Network("red_net")
+	n, _ := b.Network("cluster_udn_net")
 	if got := fmt.Sprint(n.Gateways, n.Namespaces, n.MTU); got != "[10.20.0.1 fd00:20::1] [pink red] 1400" {
 		t.Errorf("the network is %s", got)
 	}
@@ -136,11 +142,11 @@ func TestWhatCannotBeUsed(t *testing.T) {
 	b := newBook(t)
 	b.put("red/odd", "odd", `"topology":"ring"`, 0, "", "is not known")
 	b.put("red/cluster", "cluster", `"topology":"layer2","subnets":"10.128.0.0/16"`, 0, "", "overlaps cluster subnet")
-	b.Put("red/bridge", `{"type":"bridge"}`, 0)
+	b.Put("red/bridge", `{"type":"bridge"}`, 0, "")
 	if d, _ := b.Definition("red/bridge"); !errors.Is(d.Err, netconf.ErrOther) {
 		t.Errorf("got error %v", d.Err)
 	}
-	b.Put("system/default", `{"type":"ovn-k8s-cni-overlay","name":"ovn-kubernetes"}`, 0)
+	b.Put("system/default", `{"type":"ovn-k8s-cni-overlay","name":"ovn-kubernetes"}`, 0, "")
 	if d, _ := b.Definition("system/default"); d.Err != nil || !d.Network.IsDefault() {
 		t.Errorf("got %+v", d)
 	}

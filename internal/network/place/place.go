@@ -10,6 +10,7 @@ import (
 
 // Launcher is a living pod of a machine, on a node.
 type Launcher struct {
+	Pod       string
 	Node      string
 	Migration types.UID // that the pod was made for; empty for the first
 }
@@ -25,7 +26,7 @@ func Chassis(vmi *virtv1.VirtualMachineInstance, pods []Launcher) []string {
 		return nil
 	}
 	for _, p := range slices.Backward(pods) {
-		if p.Migration != "" && p.Node != source.Node && p != source && !ended(vmi, p.Migration) {
+		if p.Migration != "" && p.Node != source.Node && p != source && !ended(vmi, p.Migration) && !left(vmi, p) {
 			return []string{source.Node, p.Node}
 		}
 	}
@@ -48,6 +49,12 @@ func running(vmi *virtv1.VirtualMachineInstance, pods []Launcher) (Launcher, boo
 		}
 	}
 	return pods[0], true
+}
+
+// left tells whether a pod is what the machine has moved out of. It may have come by an earlier migration itself.
+func left(vmi *virtv1.VirtualMachineInstance, p Launcher) bool {
+	m := vmi.Status.MigrationState
+	return m != nil && m.Completed && !m.Failed && p.Pod != "" && p.Pod == m.SourcePod
 }
 
 // ended tells whether a migration is over.

@@ -8,15 +8,15 @@ import (
 )
 
 func TestChassis(t *testing.T) {
-	first, second, third := Launcher{Node: "a"}, Launcher{Node: "b", Migration: "m1"}, Launcher{Node: "c", Migration: "m2"}
-	back := Launcher{Node: "a", Migration: "m2"}
+	first, second := Launcher{Pod: "p0", Node: "a"}, Launcher{Pod: "p1", Node: "b", Migration: "m1"}
+	third, back := Launcher{Pod: "p2", Node: "c", Migration: "m2"}, Launcher{Pod: "p2", Node: "a", Migration: "m2"}
 	on := func(node string, m *virtv1.VirtualMachineInstanceMigrationState) virtv1.VirtualMachineInstanceStatus {
 		return virtv1.VirtualMachineInstanceStatus{NodeName: node, MigrationState: m}
 	}
 	moving := func(uid string, change ...func(*virtv1.VirtualMachineInstanceMigrationState)) *virtv1.VirtualMachineInstanceMigrationState {
-		m := &virtv1.VirtualMachineInstanceMigrationState{MigrationUID: "m1", SourceNode: "a", TargetNode: "b"}
+		m := &virtv1.VirtualMachineInstanceMigrationState{MigrationUID: "m1", SourceNode: "a", SourcePod: "p0", TargetNode: "b"}
 		if uid == "m2" {
-			m = &virtv1.VirtualMachineInstanceMigrationState{MigrationUID: "m2", SourceNode: "b", TargetNode: "c"}
+			m = &virtv1.VirtualMachineInstanceMigrationState{MigrationUID: "m2", SourceNode: "b", SourcePod: "p1", TargetNode: "c"}
 		}
 		for _, c := range change {
 			c(m)
@@ -45,6 +45,9 @@ func TestChassis(t *testing.T) {
 		"moves on, status behind":       {on("b", moving("m1", completed)), []Launcher{second, third}, "b,c"},
 		"moves back":                    {on("b", moving("m1", completed)), []Launcher{second, back}, "b,a"},
 		"moves back while leaving":      {on("b", moving("m1", completed)), []Launcher{first, second, back}, "b,a"},
+		"moved twice":                   {on("c", moving("m2", completed)), []Launcher{second, third}, "c"},
+		"moved twice, status behind":    {on("b", moving("m2", completed)), []Launcher{second, third}, "c"},
+		"moved twice, seen in disorder": {on("c", moving("m2", completed)), []Launcher{third, second}, "c"},
 		"machine gone":                  {on("", nil), []Launcher{first}, "a"},
 	}
 	for name, c := range cases {

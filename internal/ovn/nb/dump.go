@@ -32,6 +32,19 @@ func Dump(rows []Row) string {
 
 func dumpRow(out *text.Builder, row Row, labels map[string]string) {
 	fmt.Fprintf(out, "%s %s\n", row.Table, row.Key)
+	if row.Model != nil {
+		dumpColumns(out, row, labels)
+	}
+	for _, l := range row.Links {
+		if l.Child == row.Ref {
+			fmt.Fprintf(out, "  in %s of %s %s\n", l.Column, l.Parent.Table, l.Parent.Key)
+		} else {
+			fmt.Fprintf(out, "  has in %s: %s %s\n", l.Column, l.Child.Table, l.Child.Key)
+		}
+	}
+}
+
+func dumpColumns(out *text.Builder, row Row, labels map[string]string) {
 	for _, column := range OwnColumns(row.Table, row.Model) {
 		f, _ := field(row.Model, column)
 		if name, ok := Name(row.Model); ok && column == "name" && name == row.Key {
@@ -39,13 +52,6 @@ func dumpRow(out *text.Builder, row Row, labels map[string]string) {
 		}
 		if text := columnText(f, labels); text != "" {
 			fmt.Fprintf(out, "  %s: %s\n", column, text)
-		}
-	}
-	for _, l := range row.Links {
-		if l.Child == row.Ref {
-			fmt.Fprintf(out, "  in %s of %s %s\n", l.Column, l.Parent.Table, l.Parent.Key)
-		} else {
-			fmt.Fprintf(out, "  has in %s: %s %s\n", l.Column, l.Child.Table, l.Child.Key)
 		}
 	}
 }

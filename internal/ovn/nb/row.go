@@ -43,10 +43,14 @@ func Owned(uuid string) bool { return strings.HasSuffix(uuid, uuidSuffix) }
 // in any other column is the UUID of a Ref.
 type Row struct {
 	Ref
+	// Model is nil when only the links are said (see Membership).
 	Model model.Model
 	// Links put rows into member columns: this row into its parent's, or others into this row's.
 	Links []Link
 }
+
+// Membership is a row of links alone: whoever wants the child itself, here it is a member of columns of others.
+func Membership(child Ref) Row { return Row{Ref: child} }
 
 // Link says that Child is a member of a set column of Parent. It takes effect while both rows exist.
 type Link struct {

@@ -18,6 +18,7 @@ type Migration struct {
 		MBps        float64 `json:"mbps"`        // Mbit/s
 		DirtyRate   int64   `json:"dirty-pages-rate"`
 		PageSize    int64   `json:"page-size"` // bytes
+		Passes      int64   `json:"dirty-sync-count"`
 	} `json:"ram"`
 	CPUThrottle int `json:"cpu-throttle-percentage"`
 }

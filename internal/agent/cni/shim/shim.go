@@ -79,10 +79,21 @@ func (e *Error) Error() string {
 	return e.Msg + ": " + e.Details
 }
 
-// config is what the shim itself reads of the network configuration.
+// config is what the shim itself reads of the network configuration. A plugin that is asked for addresses by another plugin gets that
+// one's configuration and finds its own in ipam.
 type config struct {
 	CNIVersion string `json:"cniVersion"`
 	Socket     string `json:"socket"`
+	IPAM       struct {
+		Socket string `json:"socket"`
+	} `json:"ipam"`
+}
+
+func (c config) socket() string {
+	if c.IPAM.Socket != "" {
+		return c.IPAM.Socket
+	}
+	return c.Socket
 }
 
 // Run handles one CNI call and returns the exit status.
@@ -122,10 +133,10 @@ func call(ctx context.Context, getenv func(string) string, conf config, raw json
 	default:
 		return nil, &Error{Code: CodeInvalidEnvironment, Msg: fmt.Sprintf("CNI_COMMAND is %q; want ADD, DEL, CHECK, GC, STATUS or VERSION", command)}
 	}
-	if conf.Socket == "" {
+	if conf.socket() == "" {
 		return nil, &Error{Code: CodeInvalidConfig, Msg: `the network configuration has no "socket"; the node agent writes one that has`}
 	}
-	result, err := ask(ctx, conf.Socket, Request{
+	result, err := ask(ctx, conf.socket(), Request{
 		Command:     command,
 		ContainerID: getenv("CNI_CONTAINERID"),
 		Netns:       getenv("CNI_NETNS"),
@@ -134,7 +145,7 @@ func call(ctx context.Context, getenv func(string) string, conf config, raw json
 		Config:      raw,
 	})
 	var e *Error
-	if command == "STATUS" && errors.As(err, &e) && e.Code == CodeNotAvailable && seenWithin(conf.Socket, Grace) {
+	if command == "STATUS" && errors.As(err, &e) && e.Code == CodeNotAvailable && seenWithin(conf.socket(), Grace) {
 		return nil, nil
 	}
 	return result, err

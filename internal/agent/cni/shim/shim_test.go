@@ -73,6 +73,18 @@ func TestPassesTheCallOn(t *testing.T) {
 	}
 }
 
+// Asked for addresses by another plugin, it finds its socket where that plugin's configuration says how addresses are given.
+func TestAnswersForAddresses(t *testing.T) {
+	socket, asked := agent(t, &Response{Result: json.RawMessage(`{"cniVersion":"1.0.0","ips":[]}`)})
+	text := `{"cniVersion":"1.0.0","type":"macvlan","ipam":{"type":"whereabouts","socket":"` + socket + `"}}`
+	if code, printed := run(t, map[string]string{"CNI_COMMAND": "ADD"}, text); code != 0 || printed["cniVersion"] != "1.0.0" {
+		t.Errorf("exit %d, printed %v", code, printed)
+	}
+	if got := <-asked; string(got.Config) != text {
+		t.Errorf("the agent was given %s", got.Config)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	refusing, _ := agent(t, &Response{Error: &Error{Code: 7, Msg: "no", Details: "because"}})
 	dying, _ := agent(t, nil)

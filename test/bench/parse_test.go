@@ -1,0 +1,47 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestPercentile(t *testing.T) {
+	var all []time.Duration
+	for ms := range 100 {
+		all = append(all, time.Duration(ms+1)*time.Millisecond)
+	}
+	for p, want := range map[int]float64{1: 1, 50: 50, 99: 99, 100: 100} {
+		if got := percentile(all, p); got != want {
+			t.Errorf("p%d of 1 to 100 ms is %v, want %v", p, got, want)
+		}
+	}
+	if got := percentile(all[:20], 99); got != 20 {
+		t.Errorf("p99 of 20 values is %v, want the largest", got)
+	}
+}
+
+func TestMedianRTT(t *testing.T) {
+	var out strings.Builder
+	for n := range pings {
+		fmt.Fprintf(&out, "64 bytes from 10.0.0.1: seq=%d ttl=64 time=%d.500 ms\n", n, n)
+	}
+	if got, err := medianRTT(out.String()); err != nil || got != pings/2+0.5 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if _, err := medianRTT("100 packets transmitted, 0 received"); err == nil {
+		t.Error("silence gives no error")
+	}
+}
+
+func TestPickOptions(t *testing.T) {
+	args := strings.Fields("/usr/bin/qemu -accel tcg,thread=multi -cpu max -device VGA,id=v " +
+		"-device virtio-net-pci,netdev=net-a,id=nic-a,mac=02:00:00:00:00:01,csum=off,gso=off,romfile=,bus=port1,addr=0x0 -S")
+	want := likeOurs{accel: "tcg,thread=multi", cpu: "max", card: ",csum=off,gso=off,romfile="}
+	if diff := cmp.Diff(want, pickOptions(args), cmp.AllowUnexported(likeOurs{})); diff != "" {
+		t.Error(diff)
+	}
+}
