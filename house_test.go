@@ -21,7 +21,7 @@ var layers = [][]string{
 	{"internal/agent", "internal/cluster", "internal/dns", "internal/hyperconverged", "internal/image", "internal/network", "internal/subresource", "internal/tenancy", "internal/vm"},
 	{"internal/guestshell", "internal/volume"},
 	{"internal/admission", "internal/topology", "internal/migrate", "internal/macpool", "internal/nmstate"},
-	{"internal/tenancy/attachment"},
+	{"internal/netpolicy", "internal/tenancy/attachment"},
 	{"internal/netconf", "internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
 	{"internal/launcher/protocol", "internal/qemu/qmp"}, // what the agent's side and the pod's side share

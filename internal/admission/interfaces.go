@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"regexp"
@@ -58,6 +59,10 @@ func (c *checker) mac(at *field.Path, mac string) {
 		c.invalid(at.Child("macAddress"), "interface %s has malformed MAC address (%s).", at.Child("name"), mac)
 	case len(parsed) > macLength:
 		c.invalid(at.Child("macAddress"), "interface %s has too long MAC address (%s).", at.Child("name"), mac)
+	case parsed[0]&1 != 0 || bytes.Equal(parsed, make([]byte, macLength)):
+		// No published rule: guests take another address than such a one, and nothing reaches them.
+		c.invalid(at.Child("macAddress"), "interface %s has a MAC address that no single host can have (%s); choose a unicast address such as 02:00:00:00:00:11.",
+			at.Child("name"), mac)
 	}
 }
 

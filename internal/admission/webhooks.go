@@ -82,6 +82,10 @@ func (s *Server) webhooks() []webhook {
 			group: "k8s.cni.cncf.io", versions: []string{"v1"}, resource: "network-attachment-definitions", on: createOrUpdate,
 			// The network controller reads every definition with the same rules, so one that slips through is only told later.
 			optional: true, only: `request.userInfo.username != '` + ControllerUser + `'`, decide: s.validateDefinition},
+		{name: "multi-networkpolicies.patchbay.io", path: "multi-networkpolicies-validate",
+			group: "k8s.cni.cncf.io", versions: []string{"v1beta1"}, resource: "multi-networkpolicies", on: createOrUpdate,
+			// What slips through allows nothing, and the policy's events say so.
+			optional: true, decide: s.validateMultiPolicy},
 		{name: "userdefinednetworks.patchbay.io", path: "userdefinednetworks-warn",
 			group: ovnv1.GroupVersion.Group, versions: []string{"v1"}, resource: "userdefinednetworks", on: create,
 			optional: true, decide: s.warnNetwork},

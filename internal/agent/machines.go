@@ -41,6 +41,10 @@ func addMachines(ctx context.Context, h *Host) error {
 	if err := reach.Recover(ctx); err != nil {
 		return err
 	}
+	migrations, err := h.migrationNetwork(log)
+	if err != nil {
+		return err
+	}
 	arriving, err := h.arrivingMachines()
 	if err != nil {
 		return err
@@ -66,7 +70,7 @@ func addMachines(ctx context.Context, h *Host) error {
 		StateDir:  h.File("migrations"),
 		Log:       log,
 
-		MigrationPlace: h.migrationNetwork(log).Place,
+		MigrationPlace: migrations.Place,
 	})
 	if err := driver.AddToManager(h.Manager); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -32,25 +33,34 @@ func (h *Host) arrivingMachines() (cache.Cache, error) {
 	return c, h.Manager.Add(watched{c})
 }
 
-// Where the administrator's decisions are read, and where the networks lie that they may name: the first namespace that has one counts.
+// configuration is where the administrator's decisions are read; followed names the HyperConverged object's namespace in it.
 var (
-	configuration         = client.ObjectKey{Namespace: "patchbay-system", Name: "kubevirt"}
-	migrationNetworksHome = []string{"openshift-cnv", "patchbay-system"}
+	configuration = client.ObjectKey{Namespace: "patchbay-system", Name: "kubevirt"}
+	followed      = "patchbay.io/hyperconverged-namespace"
 )
 
+// published is where published documents put the network of migrations.
+const published = "openshift-cnv"
+
 // migrationNetwork is this node's way to others for migrations.
-func (h *Host) migrationNetwork(log *slog.Logger) *migrationnet.Network {
+func (h *Host) migrationNetwork(log *slog.Logger) (*migrationnet.Network, error) {
 	read := h.Manager.GetAPIReader()
-	return migrationnet.New(migrationnet.Config{
-		Node: h.Node, Namespaces: migrationNetworksHome, NodeAddress: h.address, Definition: definitions{read}.Definition, Log: log,
-		Wanted: func(ctx context.Context) (string, error) {
+	n := migrationnet.New(migrationnet.Config{
+		Node: h.Node, NodeAddress: h.address, Definition: definitions{read}.Definition, Log: log,
+		Main: slices.Concat(h.Settings.ClusterCIDRs, h.Settings.ServiceCIDRs),
+		Wanted: func(ctx context.Context) (string, []string, error) {
 			kv := &virtv1.KubeVirt{}
 			err := read.Get(ctx, configuration, kv)
-			if m := kv.Spec.Configuration.MigrationConfiguration; err == nil && m != nil && m.Network != nil {
-				return *m.Network, nil
+			homes := []string{published, configuration.Namespace}
+			if home := kv.Annotations[followed]; home != "" && !slices.Contains(homes, home) {
+				homes = append(homes, home)
 			}
-			return "", client.IgnoreNotFound(err)
+			if m := kv.Spec.Configuration.MigrationConfiguration; err == nil && m != nil && m.Network != nil {
+				return *m.Network, homes, nil
+			}
+			return "", nil, client.IgnoreNotFound(err)
 		},
 		Delegates: h.delegates("migration-network"),
 	})
+	return n, migrationnet.NewReporter(n, h.Manager.GetClient()).AddToManager(h.Manager)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
+	multiv1beta1 "github.com/k8snetworkplumbingwg/multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta1"
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -51,7 +52,7 @@ func Parts() []Part {
 // newScheme holds the API types that the parts read and write.
 func newScheme() *apiruntime.Scheme {
 	s := apiruntime.NewScheme()
-	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme, nmstatev1.AddToScheme, wbv1alpha1.AddToScheme} {
+	for _, add := range []func(*apiruntime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme, nadv1.AddToScheme, ipamclaimsv1alpha1.AddToScheme, nmstatev1.AddToScheme, wbv1alpha1.AddToScheme, multiv1beta1.AddToScheme} {
 		_ = add(s) // adds to a map; cannot fail
 	}
 	return s

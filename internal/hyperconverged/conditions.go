@@ -14,12 +14,15 @@ const (
 	reasonDegraded  = "NetworkAddonsConfigDegraded"
 	reasonTainted   = "UnsupportedFeatureAnnotation"
 
+	reasonMigrations = "MigrationNetworkNotReady"
+
 	textCompleted = "Reconcile completed successfully"
 	textTainted   = "Unsupported feature was activated via an HCO annotation"
 )
 
-// conditions are what the status says of an object. problem is a setting that cannot be followed; the one before it stays.
-func conditions(h *hcov1beta1.HyperConverged, problem error) []metav1.Condition {
+// conditions are what the status says of an object. problem is a setting that cannot be followed; the one before it stays. network says
+// how nodes get on with the network of migrations; nil when none is wanted.
+func conditions(h *hcov1beta1.HyperConverged, problem error, network *metav1.Condition) []metav1.Condition {
 	all := []metav1.Condition{
 		{Type: "ReconcileComplete", Status: metav1.ConditionTrue, Reason: reasonCompleted, Message: textCompleted},
 		{Type: "Available", Status: metav1.ConditionTrue, Reason: reasonCompleted, Message: textCompleted},
@@ -27,9 +30,15 @@ func conditions(h *hcov1beta1.HyperConverged, problem error) []metav1.Condition 
 		{Type: "Degraded", Status: metav1.ConditionFalse, Reason: reasonCompleted, Message: textCompleted},
 		{Type: "Upgradeable", Status: metav1.ConditionTrue, Reason: reasonCompleted, Message: textCompleted},
 	}
+	degraded := &all[3]
+	if network != nil && network.Reason == reasonNotJoined {
+		degraded.Status, degraded.Reason, degraded.Message = metav1.ConditionTrue, reasonMigrations, network.Message
+	}
 	if problem != nil {
-		degraded := &all[3]
 		degraded.Status, degraded.Reason, degraded.Message = metav1.ConditionTrue, reasonDegraded, problem.Error()
+	}
+	if network != nil {
+		all = append(all, *network)
 	}
 	if tainted(h) {
 		all = append(all, metav1.Condition{Type: conditionTainted, Status: metav1.ConditionTrue, Reason: reasonTainted, Message: textTainted})

@@ -15,10 +15,8 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
@@ -45,12 +43,9 @@ func SetupWithManager(m manager.Manager, direct client.Client) error {
 		WatchesRawSource(first).
 		Watches(&hcov1beta1.HyperConverged{}, toAll).
 		Watches(&virtv1.KubeVirt{}, toAll).
-		Watches(&corev1.Node{}, toAll, builder.WithPredicates(comesOrGoes)).
+		Watches(&corev1.Node{}, toAll, builder.WithPredicates(nodeMatters)).
 		Complete(r)
 }
-
-// comesOrGoes: only the number of nodes matters.
-var comesOrGoes = predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}
 
 // Reconcile reads, decides and writes.
 func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
@@ -70,7 +65,7 @@ func (r *reconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconc
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{}, r.report(ctx, h, errors.Join(badPatch, badRange))
+	return reconcile.Result{}, r.report(ctx, h, errors.Join(badPatch, badRange), migrationNetwork(h, nodes.Items))
 }
 
 // hyperConverged is the object that counts. When there is none an empty one is made, so that it can be edited.
@@ -178,11 +173,15 @@ func setCondition(s *virtv1.KubeVirtStatus, kind virtv1.KubeVirtConditionType, s
 	s.Conditions = append(s.Conditions, condition)
 }
 
-// report writes the conditions that administrators wait for. problem says which setting is not followed.
-func (r *reconciler) report(ctx context.Context, h *hcov1beta1.HyperConverged, problem error) error {
+// report writes the conditions that administrators wait for. problem says which setting is not followed, network how nodes get on with
+// the network of migrations.
+func (r *reconciler) report(ctx context.Context, h *hcov1beta1.HyperConverged, problem error, network *metav1.Condition) error {
 	before := h.Status.DeepCopy()
 	h.Status.ObservedGeneration = h.Generation
-	for _, c := range conditions(h, problem) {
+	if network == nil {
+		meta.RemoveStatusCondition(&h.Status.Conditions, conditionMigrationNetwork)
+	}
+	for _, c := range conditions(h, problem, network) {
 		c.ObservedGeneration = h.Generation
 		meta.SetStatusCondition(&h.Status.Conditions, c)
 	}

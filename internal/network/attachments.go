@@ -116,17 +116,22 @@ func nicOf(pod *corev1.Pod, entry *podnetworks.Network) string {
 
 // attach gives a pod one interface's addresses: those it has, those its annotation says, those of its claim, or new ones.
 func (n *Network) attach(ctx context.Context, pod *corev1.Pod, w attach.Wish, had *podnetworks.Network) (attachment, error) {
-	if a, ok := n.tenants.has(pod, w.Key); ok && a.Network == w.Network && a.NIC == w.NIC {
+	a, has := n.tenants.has(pod, w.Key)
+	has = has && a.Network == w.Network && a.NIC == w.NIC
+	if has && (w.Claim == "" || a.claimed) {
 		return a, nil
 	}
 	var claim *ipamclaimsv1alpha1.IPAMClaim
 	var err error
 	if w.Claim != "" {
-		if claim, err = n.claimFor(ctx, pod, w); claim == nil {
+		claim, err = n.claimFor(ctx, pod, w)
+		switch {
+		case claim == nil && has && had != nil:
+			return a, nil // somebody took the claim from a pod that runs
+		case claim == nil:
 			return attachment{}, err
 		}
 	}
-	var a attachment
 	if err == nil {
 		a, err = n.tenants.take(pod, w, had)
 	}
@@ -141,9 +146,12 @@ func (n *Network) attach(ctx context.Context, pod *corev1.Pod, w attach.Wish, ha
 		return attachment{}, err
 	}
 	network, _ := n.tenants.network(w.Network)
-	err = n.recordClaim(ctx, pod, claim, withLengths(network, a.given.IPs))
-	if apierrors.IsConflict(err) {
+	err = n.recordClaim(ctx, pod, claim, withLengths(network, a.given.IPs), a.given.MAC)
+	switch {
+	case apierrors.IsConflict(err):
 		err = &attach.Waiting{On: attach.OnClaim(pod.Namespace, w.Claim), Err: err}
+	case err == nil:
+		n.tenants.claimed(pod, w.Key)
 	}
 	return a, err
 }
@@ -157,6 +165,7 @@ func (n *Network) connect(out *attached, pod *corev1.Pod, a attachment) {
 
 // setPodRows makes all ports that are the pod's own, and those of the machine that it runs.
 func (n *Network) setPodRows(ctx context.Context, pod *corev1.Pod, network podnetworks.Network) error {
+	n.holdPod(pod, network)
 	rows := topology.PodRows(topology.Pod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, Node: pod.Spec.NodeName, Network: network,
 		OpenPorts: n.openPorts(pod),

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"strings"
 
 	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
@@ -32,6 +34,9 @@ const (
 	claimMACConflict   = "MACAddressConflict"
 	claimInternalError = "InternalError"
 )
+
+// macAnnotation says in a claim which MAC its machine has, so that nobody else gets it while the machine is off.
+const macAnnotation = "patchbay.io/mac-address"
 
 // byNetwork is the index of claims and pods by the names of their networks.
 const byNetwork = "patchbay.network"
@@ -80,7 +85,7 @@ func (n *Network) reconcileClaim(ctx context.Context, req reconcile.Request) (re
 func (n *Network) restoreClaim(claim *ipamclaimsv1alpha1.IPAMClaim) {
 	ips, err := claimedIPs(claim)
 	if err == nil && len(ips) > 0 {
-		err = n.tenants.pin(claim.Spec.Network, claimHolder(claim.Namespace, claim.Name), ips)
+		err = n.tenants.pin(claim, ips)
 	}
 	if err != nil {
 		n.Log.Warn("claim's addresses cannot be kept", "claim", client.ObjectKeyFromObject(claim), "network", claim.Spec.Network, "error", err)
@@ -114,13 +119,13 @@ func (n *Network) claimFor(ctx context.Context, pod *corev1.Pod, w attach.Wish) 
 	}
 	ips, err := claimedIPs(claim)
 	if err == nil && len(ips) > 0 {
-		err = n.tenants.pin(w.Network, claimHolder(pod.Namespace, w.Claim), ips)
+		err = n.tenants.pin(claim, ips)
 	}
 	return claim, err
 }
 
-// recordClaim writes the addresses into a claim that has none, and keeps them from then on.
-func (n *Network) recordClaim(ctx context.Context, pod *corev1.Pod, claim *ipamclaimsv1alpha1.IPAMClaim, ips []netip.Prefix) error {
+// recordClaim writes the addresses into a claim that has none, and keeps them from then on. The MAC may change with each start.
+func (n *Network) recordClaim(ctx context.Context, pod *corev1.Pod, claim *ipamclaimsv1alpha1.IPAMClaim, ips []netip.Prefix, mac net.HardwareAddr) error {
 	var texts []string
 	var addresses []netip.Addr
 	for _, ip := range ips {
@@ -134,7 +139,10 @@ func (n *Network) recordClaim(ctx context.Context, pod *corev1.Pod, claim *ipamc
 			return err
 		}
 	}
-	return n.tenants.pin(claim.Spec.Network, claimHolder(claim.Namespace, claim.Name), addresses)
+	if err := n.tenants.pin(claim, addresses); err != nil || claim.Annotations[macAnnotation] == mac.String() {
+		return err
+	}
+	return n.annotate(ctx, claim, macAnnotation, mac.String())
 }
 
 // failClaim says in a claim why it has no addresses.
@@ -181,10 +189,12 @@ func (n *Network) writeClaim(ctx context.Context, claim *ipamclaimsv1alpha1.IPAM
 	return nil
 }
 
-// pin keeps a claim's addresses, if its network is there and lets addresses persist.
-func (t *tenants) pin(network, holder string, ips []netip.Addr) error {
+// pin keeps a claim's addresses, if its network is there and lets addresses persist. A MAC that somebody else has is no reason to
+// lose the addresses: the machine's next start tells of it.
+func (t *tenants) pin(claim *ipamclaimsv1alpha1.IPAMClaim, ips []netip.Addr) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	network, holder := claim.Spec.Network, claimHolder(claim.Namespace, claim.Name)
 	space := t.spaces[network]
 	if space == nil || !t.configs[network].Persistent {
 		return nil
@@ -193,7 +203,23 @@ func (t *tenants) pin(network, holder string, ips []netip.Addr) error {
 		return err
 	}
 	t.claims[holder] = network
+	if mac, err := net.ParseMAC(claim.Annotations[macAnnotation]); err == nil {
+		_ = space.KeepMAC(holder, claimOwner(claim), mac)
+	}
 	return nil
+}
+
+// claimOwner is whose MAC a claim's is: its machine's, or that of the pod that used it last.
+func claimOwner(claim *ipamclaimsv1alpha1.IPAMClaim) string {
+	for _, owner := range claim.OwnerReferences {
+		if strings.HasPrefix(owner.Kind, "VirtualMachine") {
+			return claim.Namespace + "/" + owner.Name
+		}
+	}
+	if claim.Status.OwnerPod == nil {
+		return ""
+	}
+	return claim.Namespace + "/" + claim.Status.OwnerPod.Name
 }
 
 // unpin lets a claim's addresses go with the last pod. It returns the network where they are free now.

@@ -125,13 +125,14 @@ func (n *Network) forgetSlices(ctx context.Context, node string) error {
 	return errors.Join(errs...)
 }
 
-// slicesChanged makes the rows that follow, and lets pods go on that waited for the slices.
+// slicesChanged makes the rows that follow, and lets pods go on that waited for the slices, and services that differ by node.
 func (n *Network) slicesChanged(name string) {
 	n.showing.Lock()
 	n.setNetworkRows(name)
 	n.showing.Unlock()
 	n.tellNetwork(name)
 	n.wakePods.Wake(n.waits.come(attach.OnNetwork(name))...)
+	n.wakeSvcs.Wake(n.book.localServices()...)
 }
 
 // closeSlices forgets who had what of a network that is gone.

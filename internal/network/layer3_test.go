@@ -78,12 +78,22 @@ func TestLayer3Primary(t *testing.T) {
 	}
 	s.slice("node-1", name, slicesBefore["node-1"])
 
+	local, endpoints := serviceIn(green)
+	policy := corev1.ServiceInternalTrafficPolicyLocal
+	local.Spec.InternalTrafficPolicy = &policy
+	endpoints.Endpoints[0].TargetRef.Name, endpoints.Endpoints[0].NodeName = "a", ptr("node-1")
+	s.create(local, endpoints)
+	balancer := "Load_Balancer Service_" + green + "/web_TCP_node_switch_"
+	s.column("Logical_Switch switch/"+name+"_node-1", "has in load_balancer: "+balancer+"node-1")
+	s.hasRow(s.o, balancer+"node-2", true)
+
 	// A third node gets a slice of the second range, and no node can have a fifth: its pods wait, those on other networks do not.
 	s.create(node("node-3"), podIn(green, "c", "node-3"))
 	if got := s.networks(green, "c")[green+"/l3"]; got.IPs[0].String() != "10.40.0.3/25" || got.Gateways[0].String() != "10.40.0.1" {
 		t.Errorf("a pod of the third node has %+v", got)
 	}
 	s.hasRow(s.o, "ACL lost-service/switch/"+name+"_node-3/refuse/ip4", true)
+	s.hasRow(s.o, balancer+"node-3", true)
 	s.create(node("node-4"))
 	s.slice("node-4", name, s.sliceOf(green, "d", "node-4"))
 	s.create(node("node-5"), podIn(green, "e", "node-5"), pod("plain", "node-5"))
@@ -94,6 +104,7 @@ func TestLayer3Primary(t *testing.T) {
 	s.delete(podIn(green, "c", ""))
 	s.delete(node("node-3"))
 	s.hasRow(s.o, "Logical_Switch switch/"+name+"_node-3", false)
+	s.hasRow(s.o, balancer+"node-3", false)
 	if got := s.networks(green, "e")[green+"/l3"]; got.IPs[0].String() != "10.40.0.3/25" {
 		t.Errorf("the pod that waited has %+v", got)
 	}

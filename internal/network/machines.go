@@ -49,11 +49,12 @@ func (n *Network) placeMachine(ctx context.Context, machine client.ObjectKey) er
 		return fmt.Errorf("read virtual machine instance %s: %w", machine, err)
 	}
 	nics := n.tenants.nics(machine, vmi)
-	for _, nic := range nics {
-		n.Rows.Set(nicOwner(machine, nic.Name), topology.NICRows(nic))
-	}
 	for _, gone := range n.tenants.setPlaced(machine, nics) {
 		n.Rows.Delete(nicOwner(machine, gone))
+	}
+	n.holdMachine(machine, vmi, nics)
+	for _, nic := range nics {
+		n.Rows.Set(nicOwner(machine, nic.Name), topology.NICRows(nic))
 	}
 	return nil
 }

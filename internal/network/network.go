@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/network/policy"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/requeue"
 	"patchbay/internal/settings"
@@ -25,9 +25,11 @@ import (
 )
 
 // Rows takes the wanted rows of an owner; *ovn.Store is one. Owners are "cluster", "guard", "node/NAME", "network/NAME", "gateway/NAME",
-// "nic/NAMESPACE/MACHINE/NIC", "pod/NAMESPACE/NAME" and "service/NAMESPACE/NAME".
+// "nic/NAMESPACE/MACHINE/NIC", "pod/NAMESPACE/NAME", "service/NAMESPACE/NAME" and those of package policy.
 type Rows interface {
 	Set(owner string, rows []nb.Row)
+	// SetAll sets the rows of several owners at once.
+	SetAll(rows map[string][]nb.Row)
 	Delete(owner string)
 	// Gone tells whether the database has nothing of an owner any more.
 	Gone(owner string) bool
@@ -75,6 +77,10 @@ type Network struct {
 	gateways     *gateways
 	wakeGateways requeue.Wakeups
 
+	enforcer      *policy.Enforcer
+	multiPolicies *keySet
+	wakePolicies  requeue.Wakeups // of multiPolicies
+
 	wakeDefinitions requeue.Wakeups
 	// networkWatchers are told, by name, of every network beside the default one that is new, has changed or is gone.
 	networkWatchers []func(name string)
@@ -95,7 +101,7 @@ func AddToManager(m manager.Manager, c Config) (*Network, error) {
 	if err := m.Add(manager.RunnableFunc(n.start)); err != nil {
 		return nil, err
 	}
-	for _, add := range []func(manager.Manager) error{n.addNodes, n.addDefinitions, n.addClaims, n.addMachines, n.addPods, n.addGateways, n.addServices} {
+	for _, add := range []func(manager.Manager) error{n.addNodes, n.addDefinitions, n.addClaims, n.addPolicies, n.addMachines, n.addPods, n.addGateways, n.addServices} {
 		if err := add(m); err != nil {
 			return nil, err
 		}
@@ -114,6 +120,7 @@ func newNetwork(c client.Client, live client.Reader, recorder events.EventRecord
 		Config: config, client: c, live: live, events: recorder,
 		book: newBook(), ledger: newLedger(c, live, ledgerName, clusterRanges(config.Settings)), tenants: newTenants(config.Settings), waits: newWaits(),
 		complete: config.Rows.Expect(), recovered: make(chan struct{}), gateways: newGateways(),
+		enforcer: newEnforcer(config.Rows, config.Settings), multiPolicies: newKeySet(),
 	}
 	n.registry = n.tenants
 	return n
@@ -131,6 +138,7 @@ func (n *Network) start(ctx context.Context) error {
 	n.complete()
 	n.Log.Info("network restored", "nodes", len(n.book.nodeNames()), "pods", n.book.count(), "took", time.Since(began).Round(time.Millisecond))
 	_ = n.untilDone(ctx, "apply the cluster's DNS service", n.applyClusterDNS)
+	_ = n.untilDone(ctx, "apply the definition of the default network", n.applyDefaultNetwork)
 	return nil
 }
 
@@ -172,23 +180,5 @@ func (n *Network) options(workers int) controller.Options {
 	return controller.Options{
 		MaxConcurrentReconciles: workers,
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](20*time.Millisecond, 30*time.Second),
-	}
-}
-
-// Report tells users that rows were refused; it is for ovn.Config.Report.
-func (n *Network) Report(owner string, err error) {
-	kind, name, _ := strings.Cut(owner, "/")
-	object := map[string]client.Object{"pod": newPod(), "service": newService(), "node": newNode()}[kind]
-	if err == nil || object == nil {
-		return
-	}
-	key := client.ObjectKey{Name: name}
-	if namespace, name, namespaced := strings.Cut(name, "/"); namespaced {
-		key = client.ObjectKey{Namespace: namespace, Name: name}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if n.client.Get(ctx, key, object) == nil {
-		n.warn(object, reasonRefused, "the overlay refused the object's ports or load balancers, Patchbay keeps trying: %v", err)
 	}
 }

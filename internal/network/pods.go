@@ -31,7 +31,7 @@ func (n *Network) addPods(m manager.Manager) error {
 		old, pod := e.ObjectOld.(*corev1.Pod), e.ObjectNew.(*corev1.Pod)
 		return old.UID != pod.UID || old.Spec.NodeName != pod.Spec.NodeName || completed(old) != completed(pod) ||
 			old.Annotations[podnetworks.PodAnnotation] != pod.Annotations[podnetworks.PodAnnotation] ||
-			old.Annotations[openPortsAnnotation] != pod.Annotations[openPortsAnnotation] ||
+			!maps.Equal(old.Labels, pod.Labels) || old.Annotations[openPortsAnnotation] != pod.Annotations[openPortsAnnotation] ||
 			old.Annotations[nadv1.NetworkAttachmentAnnot] != pod.Annotations[nadv1.NetworkAttachmentAnnot]
 	}}
 	return ctrl.NewControllerManagedBy(m).Named("network-pods").For(&corev1.Pod{}, builder.WithPredicates(relevant)).
@@ -90,6 +90,7 @@ func (w *wishError) Unwrap() error { return w.error }
 
 func (n *Network) forgetPod(ctx context.Context, key client.ObjectKey) error {
 	n.Rows.Delete(podOwner(key))
+	n.enforcer.SetPorts(podOwner(key), nil)
 	n.wakePods.Wake(n.book.release(key)...)
 	freed, machine := n.tenants.leave(key)
 	n.freed(ctx, freed)

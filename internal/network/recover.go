@@ -19,7 +19,7 @@ func (n *Network) recover(ctx context.Context) error {
 	if err := n.recoverNodes(ctx); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{n.recoverDefinitions, n.recoverClaims, n.recoverPods, n.recoverGateways} {
+	for _, step := range []func(context.Context) error{n.recoverDefinitions, n.recoverPolicies, n.recoverClaims, n.recoverPods, n.recoverGateways} {
 		if err := step(ctx); err != nil {
 			return err
 		}

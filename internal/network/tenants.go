@@ -17,6 +17,7 @@ import (
 	"patchbay/internal/network/attach"
 	"patchbay/internal/network/catalog"
 	"patchbay/internal/network/ipam"
+	"patchbay/internal/network/policy"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/settings"
 	"patchbay/internal/topology"
@@ -45,13 +46,15 @@ type attachedPod struct {
 	job     types.UID // migration that the pod is the target of
 	machine attach.Machine
 	on      map[string]attachment // by key of the annotation
+	member  policy.Port           // what policies see of it
 }
 
 // attachment is one interface that a pod has.
 type attachment struct {
 	attach.Wish
-	holder string
-	given  ipam.Addresses
+	holder  string
+	given   ipam.Addresses
+	claimed bool // its claim says what it has
 }
 
 func newTenants(s settings.Settings) *tenants {
@@ -108,6 +111,7 @@ func (t *tenants) podLocked(pod *corev1.Pod) *attachedPod {
 		t.attached[key] = p
 	}
 	p.node, p.job = pod.Spec.NodeName, types.UID(pod.Labels[virtv1.MigrationJobLabel])
+	p.member = memberOf(pod)
 	if machine, ok := attach.MachineOf(pod); ok {
 		p.machine = machine
 		m := client.ObjectKey{Namespace: pod.Namespace, Name: machine.Name}
@@ -187,6 +191,20 @@ func (t *tenants) has(pod *corev1.Pod, key string) (attachment, bool) {
 	}
 	a, ok := p.on[key]
 	return a, ok
+}
+
+// claimed notes that a claim says what a pod has under a key.
+func (t *tenants) claimed(pod *corev1.Pod, key string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.attached[client.ObjectKeyFromObject(pod)]
+	if p == nil || p.uid != pod.UID {
+		return
+	}
+	if a, ok := p.on[key]; ok {
+		a.claimed = true
+		p.on[key] = a
+	}
 }
 
 // detach takes back what a pod has beside the given keys. It returns the networks where something is free now.

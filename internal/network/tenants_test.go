@@ -275,11 +275,13 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 	ns := s.namespace("wrong", false)
 	s.create(
 		definition(ns, "odd", "odd", `"topology":"ring"`),
+		&nadv1.NetworkAttachmentDefinition{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "typo"}, Spec: nadv1.NetworkAttachmentDefinitionSpec{Config: `{"type":`}},
 		definition(ns, "cluster", "cluster", `"topology":"layer2","subnets":"10.128.0.0/16"`),
 		definition(ns, "one", "shared", `"topology":"layer2"`),
 		definition(ns, "primary", "primary", primaryFields),
 	)
 	s.said(ns, "odd", `topology "ring" is not known`)
+	s.said(ns, "typo", "spec.config is not a CNI configuration in JSON")
 	s.said(ns, "cluster", `subnet "10.128.0.0/16" overlaps cluster subnet "10.128.0.0/14"`)
 	s.hasRow(s.o, "Logical_Switch switch/shared", true)
 	s.create(definition(ns, "two", "shared", `"topology":"layer2","mtu":1300`))
@@ -390,10 +392,17 @@ func TestClaimsKeepAddresses(t *testing.T) {
 		!meta.IsStatusConditionTrue(c.Status.Conditions, "IPsAllocated") {
 		t.Errorf("the claim's status is %+v, the pod has %s", c.Status, ips(had))
 	}
+	s.until("the claim says the MAC", func() (bool, string) {
+		mac := read().Annotations["patchbay.io/mac-address"]
+		return mac == had.MAC.String(), mac
+	})
 	// The machine stops; others come; the controllers are killed; it starts again.
 	s.delete(podIn(red, "one", ""))
 	s.delete(vmi)
 	s.restart()
+	s.create(podIn(red, "greedy", "node-1", "v1.multus-cni.io/default-network", `[{"name":"default","namespace":"ovn-kubernetes","mac":"`+had.MAC.String()+`"}]`))
+	s.said(red, "greedy", "MAC address already in use")
+	s.delete(podIn(red, "greedy", ""))
 	for i := range 3 {
 		s.create(podIn(red, fmt.Sprint("other-", i), "node-1"))
 		if got := ips(s.networks(red, fmt.Sprint("other-", i))[red+"/net"]); got == ips(had) {

@@ -44,11 +44,16 @@ func (n *Network) serviceRows(ctx context.Context, service *corev1.Service, endp
 		return nil, false, err
 	}
 	wanted := convertService(service, endpoints)
-	exposed := exposed(service, wanted)
-	return topology.TenantServiceRows(topology.TenantService{
-		Service: wanted, Network: gateway.network.Name, Layer3: gateway.network.Topology == netconf.Layer3, Exposed: exposed,
+	out := topology.TenantService{
+		Service: wanted, Network: gateway.network.Name, Layer3: gateway.network.Topology == netconf.Layer3, Exposed: exposed(service, wanted),
 		Transit: topology.TransitAddresses(gateway.network.ID, gateway.network.Subnets), Entry: n.book.entry(gateway.node()),
-	}), exposed, nil
+	}
+	if network, ok := n.registry.network(out.Network); ok {
+		for _, s := range network.Slices {
+			out.Nodes = append(out.Nodes, s.Node)
+		}
+	}
+	return topology.TenantServiceRows(out), out.Exposed || out.Layer3 && out.InternalLocal, nil
 }
 
 // outside tells whether all endpoints of a service are outside the overlay, where tenants reach them as they reach anything.

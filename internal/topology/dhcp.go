@@ -71,6 +71,7 @@ func (n Network) dhcp6(namespace string) map[string]string {
 	options := map[string]string{"server_id": podnetworks.MAC(dhcpServer6).String()}
 	if servers := n.dns(false); n.HasRouter() && servers != "" {
 		options["dns_server"] = servers
+		options["domain_search"] = quote(n.search(namespace)[0]) // OVN 23.03 takes a list for one name; the router advertises the rest
 	}
 	return options
 }
@@ -88,4 +89,12 @@ func (n Network) dns(is4 bool) string {
 // search are the domains that a pod of the namespace searches.
 func (n Network) search(namespace string) []string {
 	return []string{namespace + ".svc." + n.Domain, "svc." + n.Domain, n.Domain}
+}
+
+// searchForAll are the domains that pods of every namespace of the network search.
+func (n Network) searchForAll() []string {
+	if len(n.Namespaces) == 1 {
+		return n.search(n.Namespaces[0])
+	}
+	return n.search("")[1:]
 }

@@ -43,10 +43,13 @@ func TestTenantService(t *testing.T) {
 	outside, local, headless := s, s, s
 	outside.ExternalIPs, outside.Affinity = addrs("192.0.2.7"), true
 	local.InternalLocal = true
+	localOutside := outside
+	localOutside.InternalLocal = true
 	headless.ClusterIPs = nil
 	transit := TransitAddresses(1, prefixes("10.20.0.0/16", "fd00:20::/64"))
 	for name, s := range map[string]TenantService{
 		"layer3":         {Service: s, Network: "green_l3", Layer3: true, Transit: transit},
+		"layer3 local":   {Service: localOutside, Layer3: true, Nodes: []string{"node-1", "node-2"}, Exposed: true},
 		"inside":         {Service: s},
 		"exposed":        {Service: outside, Exposed: true},
 		"internal local": {Service: local},

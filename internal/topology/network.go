@@ -2,6 +2,7 @@ package topology
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -130,15 +131,19 @@ func (n Network) router() nb.Row {
 }
 
 // advertisement is what the router tells IPv6 hosts: where it is, and that addresses come by DHCPv6. Plain pods have a static
-// route, which the low preference lets win.
+// route, which the low preference lets win. It also names the DNS server and what to search there: all that a guest hears of it that
+// asks for no addresses, and the domains that DHCPv6 has no room for. A router speaks to the guests of all namespaces, so the
+// domain of a namespace is told by DHCPv6 when there are several.
 func (n Network) advertisement() map[string]string {
-	for _, g := range n.Gateways {
-		if g.Is6() {
-			return map[string]string{
-				"address_mode": "dhcpv6_stateful", "router_preference": "LOW", "mtu": strconv.Itoa(n.MTU),
-				"send_periodic": "true", "min_interval": "300", "max_interval": "900",
-			}
-		}
+	if !slices.ContainsFunc(n.Gateways, netip.Addr.Is6) {
+		return nil
 	}
-	return nil
+	ra := map[string]string{
+		"address_mode": "dhcpv6_stateful", "router_preference": "LOW", "mtu": strconv.Itoa(n.MTU),
+		"send_periodic": "true", "min_interval": "300", "max_interval": "900",
+	}
+	if server := n.dns(false); server != "" {
+		ra["rdnss"], ra["dnssl"] = server, strings.Join(n.searchForAll(), ",")
+	}
+	return ra
 }

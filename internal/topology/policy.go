@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/ovn/nb"
 )
 
@@ -16,17 +17,6 @@ const (
 	aclPolicyAllow = 1001
 	aclPolicyDrop  = 1000
 )
-
-// Direction is one of the two directions that a policy speaks of.
-type Direction int
-
-// The directions, as the selected port sees them.
-const (
-	Ingress Direction = iota
-	Egress
-)
-
-func (d Direction) String() string { return [...]string{"ingress", "egress"}[d] }
 
 // PolicyGroup is the ports of one network that something selects. It is a port group, so OVN itself keeps the addresses of its ports
 // ("$NAME_ip4", "$NAME_ip6"): who joins it is a peer of all policies that speak of it, without a rule being touched.
@@ -44,7 +34,7 @@ func (g PolicyGroup) Name() string {
 func (g PolicyGroup) ref() nb.Ref { return nb.Ref{Table: nb.PortGroupTable, Key: g.Name()} }
 
 // isolated are the ports of a network that some policy of a direction selects.
-func isolated(network string, d Direction) PolicyGroup {
+func isolated(network string, d netpolicy.Direction) PolicyGroup {
 	return PolicyGroup{Network: network, Selects: "isolated for " + d.String()}
 }
 
@@ -57,14 +47,14 @@ func PolicyGroupRows(g PolicyGroup) []nb.Row {
 
 func networkText(name string) string {
 	if name == "" {
-		return "default"
+		return "(default)" // no network beside it can be called so
 	}
 	return name
 }
 
 // PolicyMember puts a port into the groups of its network that it belongs to, and among those that only reach, or are reached by, what
 // a policy allows.
-func PolicyMember(port, network string, groups []PolicyGroup, directions []Direction) nb.Row {
+func PolicyMember(port, network string, groups []PolicyGroup, directions []netpolicy.Direction) nb.Row {
 	row := nb.Membership(nb.Ref{Table: nb.LogicalSwitchPortTable, Key: port})
 	for _, d := range directions {
 		groups = append(slices.Clone(groups), isolated(network, d))
@@ -75,18 +65,6 @@ func PolicyMember(port, network string, groups []PolicyGroup, directions []Direc
 	return row
 }
 
-// PolicyPorts are numbers of one protocol.
-type PolicyPorts struct {
-	Protocol    string // tcp, udp, sctp
-	First, Last uint16 // First 0: all numbers
-}
-
-// IPBlock is a range without some parts of it.
-type IPBlock struct {
-	CIDR   netip.Prefix
-	Except []netip.Prefix
-}
-
 // PolicyRule allows traffic of the ports of Target with peers. Names are resolved: a named port is a rule for those who call that
 // number so.
 type PolicyRule struct {
@@ -94,8 +72,8 @@ type PolicyRule struct {
 	// Anyone are all peers. Else the peers are those of the groups and blocks.
 	Anyone bool
 	Groups []PolicyGroup
-	Blocks []IPBlock
-	Ports  []PolicyPorts // none: whatever the protocol
+	Blocks []netpolicy.Block
+	Ports  []netpolicy.Range // none: whatever the protocol
 }
 
 // Policy is a policy as far as one network is concerned.
@@ -110,10 +88,10 @@ type Policy struct {
 
 // PolicyRows are what a policy allows: rules on the port groups of its targets. That everything else is refused is IsolationRows'.
 func PolicyRows(p Policy) []nb.Row {
-	return slices.Concat(p.acls(Ingress, p.Ingress), p.acls(Egress, p.Egress))
+	return slices.Concat(p.acls(netpolicy.Ingress, p.Ingress), p.acls(netpolicy.Egress, p.Egress))
 }
 
-func (p Policy) acls(d Direction, rules []PolicyRule) []nb.Row {
+func (p Policy) acls(d netpolicy.Direction, rules []PolicyRule) []nb.Row {
 	var rows []nb.Row
 	for i, rule := range rules {
 		peers, some := rule.peers(d)
@@ -129,9 +107,9 @@ func (p Policy) acls(d Direction, rules []PolicyRule) []nb.Row {
 }
 
 // policyACL is a rule on a group. What leaves a port is looked at after its service has become an endpoint: policies speak of pods.
-func policyACL(on PolicyGroup, d Direction, key string, action nb.ACLAction, match string) nb.Row {
+func policyACL(on PolicyGroup, d netpolicy.Direction, key string, action nb.ACLAction, match string) nb.Row {
 	acl := &nb.ACL{Direction: nb.ACLDirectionToLport, Priority: aclPolicyAllow, Action: action, Match: "outport == @" + on.Name() + " && " + match}
-	if d == Egress {
+	if d == netpolicy.Egress {
 		acl.Direction, acl.Match = nb.ACLDirectionFromLport, "inport == @"+on.Name()+" && "+match
 		acl.Options = map[string]string{"apply-after-lb": "true"}
 	}
@@ -162,7 +140,7 @@ type Isolation struct {
 // network, and what comes from its own node.
 func IsolationRows(i Isolation) []nb.Row {
 	var rows []nb.Row
-	for _, d := range []Direction{Ingress, Egress} {
+	for _, d := range []netpolicy.Direction{netpolicy.Ingress, netpolicy.Egress} {
 		group := isolated(i.Network, d)
 		acl := func(what string, action nb.ACLAction, match string) {
 			rows = append(rows, policyACL(group, d, "isolation/"+networkText(i.Network)+"/"+d.String()+"/"+what, action, match))
@@ -170,7 +148,7 @@ func IsolationRows(i Isolation) []nb.Row {
 		rows = append(rows, PolicyGroupRows(group)...)
 		acl("drop", nb.ACLActionDrop, "ip")
 		acl("neighbours", nb.ACLActionAllow, neighbourDiscovery)
-		if d == Egress {
+		if d == netpolicy.Egress {
 			acl("dhcp", nb.ACLActionAllow, dhcpQuestions)
 			continue
 		}

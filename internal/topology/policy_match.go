@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"patchbay/internal/netpolicy"
 )
 
 // peerSet is a set of peers in OVN's language, by family: address sets and ranges.
@@ -61,7 +63,7 @@ func conjunction(parts ...string) string {
 }
 
 // peers matches whom a rule speaks of; some is false when that is nobody at all.
-func (r PolicyRule) peers(d Direction) (match string, some bool) {
+func (r PolicyRule) peers(d netpolicy.Direction) (match string, some bool) {
 	if r.Anyone {
 		return "", true
 	}
@@ -70,44 +72,12 @@ func (r PolicyRule) peers(d Direction) (match string, some bool) {
 		set.addGroup(g)
 	}
 	for _, b := range r.Blocks {
-		for _, p := range b.ranges() {
+		for _, p := range b.Ranges() {
 			set.addPrefix(p)
 		}
 	}
-	match = set.match([...]string{Ingress: "src", Egress: "dst"}[d])
+	match = set.match([...]string{netpolicy.Ingress: "src", netpolicy.Egress: "dst"}[d])
 	return match, match != ""
-}
-
-// ranges are a block in prefixes, without "!=": OVN makes one flow per bit of each exception then, times everything else in the match.
-func (b IPBlock) ranges() []netip.Prefix {
-	out := []netip.Prefix{b.CIDR.Masked()}
-	for _, e := range b.Except {
-		var rest []netip.Prefix
-		for _, p := range out {
-			rest = append(rest, without(p, e.Masked())...)
-		}
-		out = rest
-	}
-	return out
-}
-
-// without is a range less a part of it: halves that do not hold the part, down to its size.
-func without(p, part netip.Prefix) []netip.Prefix {
-	switch {
-	case !p.Overlaps(part):
-		return []netip.Prefix{p}
-	case part.Bits() <= p.Bits():
-		return nil
-	}
-	low, high := halves(p)
-	return append(without(low, part), without(high, part)...)
-}
-
-func halves(p netip.Prefix) (low, high netip.Prefix) {
-	bytes := p.Addr().AsSlice()
-	bytes[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
-	upper, _ := netip.AddrFromSlice(bytes)
-	return netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(upper, p.Bits()+1)
 }
 
 // protocolMatch is one rule's traffic of one protocol.
@@ -120,7 +90,7 @@ func (r PolicyRule) traffic() []protocolMatch {
 	}
 	var out []protocolMatch
 	for _, protocol := range []string{"tcp", "udp", "sctp"} {
-		var ports []PolicyPorts
+		var ports []netpolicy.Range
 		for _, p := range r.Ports {
 			if p.Protocol == protocol {
 				ports = append(ports, p)
@@ -134,7 +104,7 @@ func (r PolicyRule) traffic() []protocolMatch {
 }
 
 // numbers matches any of some ports; "" is all of them.
-func numbers(protocol string, ports []PolicyPorts) string {
+func numbers(protocol string, ports []netpolicy.Range) string {
 	var single, parts []string
 	for _, p := range ports {
 		switch {

@@ -17,6 +17,7 @@ type TenantService struct {
 	Service
 	Network string       // name
 	Layer3  bool         // the network has a switch per node
+	Nodes   []string     // with a switch of a layer3 network
 	Transit []netip.Addr // of the network
 	// Exposed services have node ports or outside addresses: nodes translate those to the cluster IPs.
 	Exposed bool
@@ -32,25 +33,47 @@ type TenantService struct {
 // not the address that the network leaves with. OVN before 23.03.3 breaks connections whose source port happens to be
 // a VIP's port on that address.
 //
-// internalTrafficPolicy Local is not kept: the switch is one for all nodes.
+// internalTrafficPolicy Local is kept where a node has a switch of its own, on layer3 networks. The one switch of a layer2 network
+// knows no node: there every endpoint may be chosen.
 func TenantServiceRows(s TenantService) []nb.Row {
+	s.InternalLocal = s.InternalLocal && s.Layer3
 	var rows []nb.Row
 	for _, protocol := range []string{"tcp", "udp", "sctp"} {
-		vips := s.vips(protocol, slices.Concat(s.ClusterIPs, s.ExternalIPs), "")
-		if len(vips) == 0 {
-			continue
-		}
-		row := s.loadBalancer(protocol, "cluster", vips).In(s.place(), "load_balancer")
-		if s.Exposed {
-			row = row.In(nb.Ref{Table: nb.LogicalRouterTable, Key: NetworkRouter(s.Network)}, "load_balancer")
-		}
-		rows = append(rows, row)
+		rows = append(rows, s.balancers(protocol)...)
 	}
 	if len(rows) == 0 || !s.Exposed {
 		return rows
 	}
 	for _, ip := range s.ClusterIPs {
 		rows = append(rows, s.entrance(ip)...)
+	}
+	return rows
+}
+
+// balancers are the load balancers of one protocol.
+func (s TenantService) balancers(protocol string) []nb.Row {
+	router := nb.Ref{Table: nb.LogicalRouterTable, Key: NetworkRouter(s.Network)}
+	vips := s.vips(protocol, slices.Concat(s.ClusterIPs, s.ExternalIPs), "")
+	if len(vips) == 0 {
+		return nil
+	}
+	row := s.loadBalancer(protocol, "cluster", vips)
+	if s.Exposed {
+		row = row.In(router, "load_balancer")
+	}
+	if !s.InternalLocal {
+		return []nb.Row{row.In(s.place(), "load_balancer")}
+	}
+	var rows []nb.Row
+	if s.Exposed {
+		rows = append(rows, row)
+	}
+	if vips := s.vips(protocol, s.ExternalIPs, ""); len(vips) > 0 {
+		rows = append(rows, s.loadBalancer(protocol, "external", vips).In(s.place(), "load_balancer"))
+	}
+	for _, node := range s.Nodes {
+		local := s.loadBalancer(protocol, "node_switch_"+node, s.vips(protocol, s.ClusterIPs, node))
+		rows = append(rows, local.In(nb.Ref{Table: nb.LogicalSwitchTable, Key: NodeSwitch(s.Network, node)}, "load_balancer"))
 	}
 	return rows
 }

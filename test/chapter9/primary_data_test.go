@@ -69,20 +69,28 @@ func dataNamespace(t *testing.T) string {
 	return ns
 }
 
-// tenantAddresses are a pod's addresses on its primary network, by its annotation: IPv4 and IPv6.
-func tenantAddresses(t *testing.T, pod *corev1.Pod) []string {
+// tenantPort is a pod's connection to its primary network, by its annotation.
+func tenantPort(t *testing.T, pod *corev1.Pod) podnetworks.Network {
 	t.Helper()
 	networks, err := podnetworks.ParsePod(pod.Annotations)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []string
 	for _, n := range networks {
 		if n.Role == podnetworks.Primary {
-			for _, ip := range n.IPs {
-				out = append(out, ip.Addr().String())
-			}
+			return n
 		}
+	}
+	t.Fatalf("pod %s is connected so: %s", pod.Name, pod.Annotations[podnetworks.PodAnnotation])
+	return podnetworks.Network{}
+}
+
+// tenantAddresses are a pod's addresses on its primary network: IPv4 and IPv6.
+func tenantAddresses(t *testing.T, pod *corev1.Pod) []string {
+	t.Helper()
+	var out []string
+	for _, ip := range tenantPort(t, pod).IPs {
+		out = append(out, ip.Addr().String())
 	}
 	if len(out) != 2 {
 		t.Fatalf("pod %s is connected so: %s", pod.Name, pod.Annotations[podnetworks.PodAnnotation])
@@ -94,6 +102,12 @@ func tenantAddresses(t *testing.T, pod *corev1.Pod) []string {
 func machineAddresses(t *testing.T, ns, name string) []string {
 	t.Helper()
 	return tenantAddresses(t, cluster.LauncherPod(t, cluster.Running(t, ns, name)))
+}
+
+// machineMAC waits for a machine and returns its MAC address on the primary network.
+func machineMAC(t *testing.T, ns, name string) string {
+	t.Helper()
+	return tenantPort(t, cluster.LauncherPod(t, cluster.Running(t, ns, name))).MAC.String()
 }
 
 // answersFrom pings from a guest until an answer comes: the first packets may be lost while the nodes find each other.
@@ -153,7 +167,11 @@ func TestPrimaryNetworkData(t *testing.T) {
 	})
 	testTenantReach(t, ns, first, box, one)
 	testTenantNames(t, ns, first, box, two)
+	testTenantServices(t, ns, first, box)
+	testTenantWishes(t, ns)
+	testTenantProbes(t, ns)
 	testTenantAccess(t, user, ns, key)
+	testTenantPolicy(t, user, ns, key, first, box, one, two)
 	t.Run("9.3.2.2-C8 claims hold the addresses", func(t *testing.T) {
 		var claim ipamclaimsv1alpha1.IPAMClaim
 		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "one.tenant"}, &claim); err != nil {
@@ -163,19 +181,40 @@ func TestPrimaryNetworkData(t *testing.T) {
 			t.Errorf("the claim has %v, want %v", got, want)
 		}
 	})
-	t.Run("9.3.2.2-C8 same addresses after a stop and a start", func(t *testing.T) {
+	t.Run("9.3.2.2-C8 same addresses after a stop and a start, on another node", func(t *testing.T) {
+		mac := machineMAC(t, ns, "two")
 		power(t, ns, "two", "Halted")
 		gone(t, ns, "two")
 		other := pod(t, ns, "other", "node-1") // takes the next free address
 		if got := tenantAddresses(t, cluster.PodReady(t, ns, other.name)); got[0] == two[0] || got[1] == two[1] {
 			t.Errorf("a pod has %v, which the stopped machine keeps", got)
 		}
-		power(t, ns, "two", "Always")
-		if got := machineAddresses(t, ns, "two"); !slices.Equal(got, two) {
-			t.Errorf("the machine had %v and has %v", two, got)
+		if _, err := cluster.Kubectl(t.Context(), "patch", "vm", "two", "-n", ns, "--type=merge", "-p",
+			`{"spec":{"runStrategy":"Always","template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"node-1"}}}}}`); err != nil {
+			t.Fatal(err)
+		}
+		sameAgain(t, ns, "two", two, mac)
+		if node := cluster.Running(t, ns, "two").Status.NodeName; node != "node-1" {
+			t.Errorf("the machine is on %s", node)
 		}
 		second := cluster.Guest(t, ns, "two")
 		second.Eventually(cluster, boot, "ip -4 -o addr show dev eth0", contains("inet "+two[0]+"/16"))
+		answersFrom(t, first, "machine one", two[0])
+	})
+	t.Run("9.3.2.2-C8 same addresses after its pod is deleted", func(t *testing.T) {
+		before, mac := cluster.Running(t, ns, "two"), machineMAC(t, ns, "two")
+		if _, err := cluster.Kubectl(t.Context(), "delete", "pod", "-n", ns, "--grace-period=0", "--force", cluster.LauncherPod(t, before).Name); err != nil {
+			t.Fatal(err)
+		}
+		cluster.Eventually(t, boot, "another instance takes its place", func() error {
+			var now virtv1.VirtualMachineInstance
+			err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "two"}, &now)
+			if err == nil && now.UID == before.UID {
+				err = errors.New("it is the same instance")
+			}
+			return err
+		})
+		sameAgain(t, ns, "two", two, mac)
 		answersFrom(t, first, "machine one", two[0])
 	})
 	t.Run("9.3.2.2-C8 addresses survive the controller", func(t *testing.T) {
@@ -196,6 +235,17 @@ func TestPrimaryNetworkData(t *testing.T) {
 			answersFrom(t, late, "the new pod", to)
 		}
 	})
+}
+
+// sameAgain waits for a machine that started again and compares what it has with what it had.
+func sameAgain(t *testing.T, ns, name string, ips []string, mac string) {
+	t.Helper()
+	if got := machineAddresses(t, ns, name); !slices.Equal(got, ips) {
+		t.Errorf("the machine had %v and has %v", ips, got)
+	}
+	if got := machineMAC(t, ns, name); got != mac {
+		t.Errorf("the machine had the MAC address %s and has %s", mac, got)
+	}
 }
 
 // power sets a machine's run strategy.

@@ -15,6 +15,15 @@ import (
 // movableTenantVM is tenantVM without a node.
 var movableTenantVM = strings.Replace(tenantVM, "      nodeSelector: {kubernetes.io/hostname: {{.node}}}\n", "", 1)
 
+// strangersDefinition names the network of others.
+const strangersDefinition = `
+apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata: {name: burglar}
+spec:
+  config: '{"cniVersion":"1.0.0","type":"ovn-k8s-cni-overlay","name":"cluster_udn_c9-shared","netAttachDefName":"{{.namespace}}/burglar","topology":"layer2","role":"{{.role}}","subnets":"203.203.0.0/16,fd00:203::/64"}'
+`
+
 // 9.3.2.3: machines of several namespaces on one network, and one of them moves.
 func TestSharedPrimaryNetwork(t *testing.T) {
 	primaryCUDN(t, "c9-shared", "{matchLabels: {shares: c9-shared}}", "203.203.0.0/16, fd00:203::/64") // first: it goes when nobody uses it
@@ -55,7 +64,14 @@ func TestSharedPrimaryNetwork(t *testing.T) {
 				t.Errorf("pod %s of namespace %s reaches %s", from.name, from.namespace, ip)
 			}
 		}
+		for _, role := range []string{"primary", "secondary"} {
+			ns := stranger.boxes[0].namespace
+			refusedWith(t, ns, strangersDefinition, map[string]string{"namespace": ns, "role": role}, "is kept for the user-defined networks of the cluster")
+		}
 	})
+	// What follows passes with policies in force, too: they move along, and do not stand in the way of a guest that starts anew.
+	policed(t, a, "own-network", `{podSelector: {}, policyTypes: [Ingress, Egress],
+  ingress: [{from: [{namespaceSelector: {matchLabels: {shares: c9-shared}}}]}], egress: [{to: [{namespaceSelector: {matchLabels: {shares: c9-shared}}}]}]}`)
 	testTenantMigration(t, user, a, first, box, mover)
 	t.Run("9.1.3-C5 the same addresses after a migration and a restart of the guest", func(t *testing.T) {
 		restartedGuestAnswers(t, user, a, key, mover)

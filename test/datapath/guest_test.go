@@ -100,7 +100,7 @@ func TestGuestsLearnTheirAddresses(t *testing.T) {
 			dhcpv4.OptionServerIdentifier: "169.254.1.1", dhcpv4.OptionDomainName: "vms.svc.cluster.local",
 			dhcpv4.OptionDNSDomainSearchList: "vms.svc.cluster.local svc.cluster.local cluster.local",
 		})
-		checkDHCP6(t, g, "fd00:10:96::a")
+		checkDHCP6(t, g, "fd00:10:96::a", "vms.svc.cluster.local")
 		checkAdvertisement(t, g)
 		return nil
 	}))
@@ -115,7 +115,7 @@ func TestGuestsOfASecondaryNetworkLearnTheirAddresses(t *testing.T) {
 			dhcpv4.OptionSubnetMask: "255.255.0.0", dhcpv4.OptionRouter: "", dhcpv4.OptionDomainNameServer: "",
 			dhcpv4.OptionInterfaceMTU: "1300", dhcpv4.OptionHostName: "host-island",
 		})
-		checkDHCP6(t, g, "")
+		checkDHCP6(t, g, "", "")
 		return nil
 	}))
 }
@@ -167,7 +167,7 @@ func join(ips []net.IP) string {
 	return strings.Join(out, " ")
 }
 
-func checkDHCP6(t *testing.T, g *guest, dns string) {
+func checkDHCP6(t *testing.T, g *guest, dns, search string) {
 	t.Helper()
 	conn, err := nclient6.NewIPv6UDPConn("eth0", dhcpv6.DefaultClientPort)
 	if err != nil {
@@ -196,6 +196,13 @@ func checkDHCP6(t *testing.T, g *guest, dns string) {
 	}
 	if got := join(reply.Options.DNS()); got != dns {
 		t.Errorf("DHCPv6 names DNS %q, want %q", got, dns)
+	}
+	got := ""
+	if list := reply.Options.DomainSearchList(); list != nil {
+		got = strings.Join(list.Labels, " ")
+	}
+	if got != search {
+		t.Errorf("DHCPv6 lets search %q, want %q", got, search)
 	}
 	if id, ok := reply.Options.ServerID().(*dhcpv6.DUIDLL); !ok || id.HWType != iana.HWTypeEthernet {
 		t.Errorf("DHCPv6's server is %v", reply.Options.ServerID())
@@ -245,8 +252,13 @@ func checkRouter(t *testing.T, ra *ndp.RouterAdvertisement, from netip.Addr) {
 	if !ra.ManagedConfiguration || ra.RouterLifetime == 0 || ra.RouterSelectionPreference != ndp.Low {
 		t.Errorf("the advertisement is %+v", ra)
 	}
+	var dns, search string
 	for _, o := range ra.Options {
 		switch o := o.(type) {
+		case *ndp.RecursiveDNSServer:
+			dns = fmt.Sprint(o.Servers)
+		case *ndp.DNSSearchList:
+			search = strings.Join(o.DomainNames, " ")
 		case *ndp.MTU:
 			if o.MTU != 1380 {
 				t.Errorf("the router says MTU %d", o.MTU)
@@ -256,6 +268,9 @@ func checkRouter(t *testing.T, ra *ndp.RouterAdvertisement, from netip.Addr) {
 				t.Errorf("the router lets guests choose addresses in %s", o.Prefix)
 			}
 		}
+	}
+	if dns != "[fd00:10:96::a]" || search != "vms.svc.cluster.local svc.cluster.local cluster.local" {
+		t.Errorf("the router names DNS %s and lets search %q", dns, search)
 	}
 }
 

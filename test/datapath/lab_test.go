@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"patchbay/internal/agent/link"
@@ -127,7 +126,6 @@ func (d *daemon) start(log string) error {
 	}
 	d.cmd = exec.Command(args[0], args[1:]...)
 	d.cmd.Env = append(os.Environ(), d.env...)
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -351,6 +349,14 @@ func (l *theLab) plug(name, node, port, version string, network podnetworks.Netw
 
 // connect is plug for a namespace that exists.
 func (l *theLab) connect(name, node, port, version string, network podnetworks.Network) error {
+	if err := l.attach(name, node, port, version, network); err != nil {
+		return err
+	}
+	return run(fmt.Sprintf("ovs-vsctl --timeout=20 --db=unix:%s wait-until interface v-%s external_ids:ovn-installed=true", path(node, "db.sock"), name))
+}
+
+// attach is connect for a port that OVN tells nothing about.
+func (l *theLab) attach(name, node, port, version string, network podnetworks.Network) error {
 	veth := link.Veth{Host: "v-" + name, Netns: namespace(name), Name: "eth0", MAC: network.MAC, MTU: network.MTU, IPs: network.IPs}
 	for _, gateway := range network.Gateways {
 		unspecified := netip.IPv4Unspecified()
@@ -374,8 +380,7 @@ func (l *theLab) connect(name, node, port, version string, network podnetworks.N
 		ids += " external_ids:iface-id-ver=" + version
 	}
 	db := "unix:" + path(node, "db.sock")
-	return run(fmt.Sprintf(`ovs-vsctl --timeout=20 --db=%s add-port br-int %s -- set interface %s %s
-ovs-vsctl --timeout=20 --db=%s wait-until interface %s external_ids:ovn-installed=true`, db, veth.Host, veth.Host, ids, db, veth.Host))
+	return run(fmt.Sprintf("ovs-vsctl --timeout=20 --db=%s add-port br-int %s -- set interface %s %s", db, veth.Host, veth.Host, ids))
 }
 
 // dialFrom connects from inside a namespace.

@@ -1,8 +1,10 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 	"testing"
 
 	"patchbay/internal/netconf"
@@ -107,12 +109,7 @@ func TestLayer3(t *testing.T) {
 			endpoints = append(endpoints, topology.Endpoint{Address: netip.AddrPortFrom(ip, 8080), Node: p.Node})
 		})
 	}
-	lab.store.Set("service/sliced/web", topology.TenantServiceRows(topology.TenantService{
-		Network: "sliced", Layer3: true, Transit: topology.TransitAddresses(201, l.network.Subnets),
-		Service: topology.Service{Namespace: "sliced", Name: "web", ClusterIPs: vips, Ports: []topology.ServicePort{{Protocol: "tcp", Port: 80, Endpoints: endpoints}}},
-	}))
-	t.Cleanup(func() { lab.store.Delete("service/sliced/web") })
-	must(t, lab.settle())
+	l.serve(t, false, topology.Service{Name: "web", ClusterIPs: vips, Ports: []topology.ServicePort{{Protocol: "tcp", Port: 80, Endpoints: endpoints}}})
 	for _, vip := range vips {
 		for _, from := range l.pods {
 			got := answers(t, from.netns, "tcp", netip.AddrPortFrom(vip, 80), 30)
@@ -124,11 +121,79 @@ func TestLayer3(t *testing.T) {
 			t.Errorf("another tenant reached %s and got %s", vip, name)
 		}
 	}
+	l.exposes(t, endpoints)
 	l.pods[0].each(func(_ string, ip netip.Addr) {
 		for _, from := range []string{"a1", "a2", lab.tenants["red"].pods[0].netns, lab.tenants["blue"].pods[1].netns} {
 			unreachable(t, from, "a pod of a layer3 network", ip, 8080)
 		}
 	})
+}
+
+// serve hands the rows of a service to the store and takes them away with the test. The network's gateway is on node-2.
+func (l *layer3) serve(t *testing.T, exposed bool, s topology.Service) {
+	t.Helper()
+	s.Namespace = l.network.Name
+	owner := "service/" + s.Namespace + "/" + s.Name
+	out := topology.TenantService{
+		Service: s, Network: l.network.Name, Layer3: true, Transit: topology.TransitAddresses(l.network.ID, l.network.Subnets), Exposed: exposed,
+	}
+	for _, subnet := range lab.nodes[1].Subnets {
+		out.Entry = append(out.Entry, podnetworks.Management(subnet))
+	}
+	for _, slice := range l.network.Slices {
+		out.Nodes = append(out.Nodes, slice.Node)
+	}
+	lab.store.Set(owner, topology.TenantServiceRows(out))
+	t.Cleanup(func() { lab.store.Delete(owner) })
+	must(t, lab.settle())
+}
+
+// exposes checks a service with a node port and internalTrafficPolicy Local: from outside and from other tenants every node leads to
+// all pods, inside a pod reaches those of its own node.
+func (l *layer3) exposes(t *testing.T, endpoints []topology.Endpoint) {
+	t.Helper()
+	shop := topology.Service{Name: "shop", ClusterIPs: tenantVIPs, InternalLocal: true, Ports: []topology.ServicePort{{Protocol: "tcp", Port: 80, Endpoints: endpoints}}}
+	l.serve(t, true, shop)
+	nodePort(t, 30081, tenantVIPs, 80)
+	for _, node := range lab.nodes {
+		for _, ip := range []netip.Addr{node.fabric4, node.fabric6} {
+			all := map[string]int{}
+			for _, from := range []string{"", "a1", "red2", "blue1", l.pods[0].netns, l.pods[1].netns} {
+				for name, n := range answers(t, from, "tcp", netip.AddrPortFrom(ip, 30081), 12) {
+					all[name] += n
+				}
+			}
+			if all["sliced1"] == 0 || all["sliced2"] == 0 || all["sliced1"]+all["sliced2"] != 6*12 {
+				t.Errorf("the node port at %s: answered by %v, want both pods, 72 times", ip, all)
+			}
+		}
+	}
+	for _, vip := range tenantVIPs {
+		for _, from := range l.pods {
+			if got := answers(t, from.netns, "tcp", netip.AddrPortFrom(vip, 80), 6); got[from.Name] != 6 {
+				t.Errorf("%s to %s: answered by %v, want the pod of its own node", from.Name, vip, got)
+			}
+		}
+		for _, from := range []string{"a1", "red1"} {
+			if name, _, err := ask(from, "tcp", netip.AddrPortFrom(vip, 80)); err == nil {
+				t.Errorf("%s reached the cluster IP %s and got %s", from, vip, name)
+			}
+		}
+	}
+	shop.Ports[0].Endpoints = endpoints[:2] // those of the first pod
+	l.serve(t, true, shop)
+	for _, vip := range tenantVIPs {
+		if _, _, err := ask(l.pods[1].netns, "tcp", netip.AddrPortFrom(vip, 80)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s to %s: error %v, want refused: its node has no endpoint", l.pods[1].Name, vip, err)
+		}
+	}
+	for _, node := range lab.nodes {
+		for _, ip := range []netip.Addr{node.fabric4, node.fabric6} {
+			if got := answers(t, "", "tcp", netip.AddrPortFrom(ip, 30081), 4); got["sliced1"] != 4 {
+				t.Errorf("the node port at %s: answered by %v, want the only pod", ip, got)
+			}
+		}
+	}
 }
 
 // TestLayer3Secondary: the slices are connected, and lead nowhere else.

@@ -16,6 +16,7 @@ type Space interface {
 	Take(r ipam.Request) (ipam.Addresses, error)
 	Leave(user, holder string) (freed bool)
 	Pin(holder string, ips []netip.Addr) error
+	KeepMAC(holder, owner string, mac net.HardwareAddr) error
 	Unpin(holder string) (freed bool)
 	InUse() bool
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 )
@@ -75,6 +76,9 @@ func (s *Sliced) Leave(user, holder string) (freed bool) {
 func (s *Sliced) Pin(holder string, _ []netip.Addr) error {
 	return fmt.Errorf("%s cannot keep addresses of a network whose addresses belong to nodes", holder)
 }
+
+// KeepMAC has nothing to do: nothing is pinned.
+func (s *Sliced) KeepMAC(string, string, net.HardwareAddr) error { return nil }
 
 // Unpin has nothing to do.
 func (s *Sliced) Unpin(string) (freed bool) { return false }

@@ -125,6 +125,19 @@ func (s *Space) Pin(holder string, ips []netip.Addr) error {
 	return nil
 }
 
+// KeepMAC gives a pinned holder the MAC that it had, so that nobody else can wish for it while it has no users.
+func (s *Space) KeepMAC(holder, owner string, mac net.HardwareAddr) error {
+	g, known := s.grants[holder]
+	if !known || !g.pinned || g.MAC != nil {
+		return nil // what it has at present is newer
+	}
+	if err := s.checkMAC(mac, owner); err != nil {
+		return err
+	}
+	s.bookMAC(g, mac, owner)
+	return nil
+}
+
 // Unpin lets the addresses go with the last user. It tells whether they have gone.
 func (s *Space) Unpin(holder string) (freed bool) {
 	g, known := s.grants[holder]

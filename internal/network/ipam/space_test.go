@@ -166,6 +166,7 @@ func TestSpace(t *testing.T) {
 	if s.Leave("pod-3", "other") {
 		t.Error("pinned addresses went with their last user")
 	}
+	refuse(Request{Holder: "thief", User: "pod-12", Addresses: Addresses{MAC: mac("0a:58:0a:14:00:04")}}, ErrMACTaken)
 	take(Request{Holder: "other", User: "pod-11", Addresses: own}.ownedBy("red/vm"), "10.20.0.4", "fd00:20::4")
 	if s.Unpin("other") || !s.Leave("pod-11", "other") {
 		t.Error("the addresses did not go with the last user after the pin")
@@ -200,7 +201,7 @@ func TestSpaceWithoutAddresses(t *testing.T) {
 func TestSpaceNeverGivesAnAddressTwice(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			w := &world{t: t, r: rand.New(rand.NewPCG(seed, 5)), s: small(), users: map[string]written{}, claims: map[string][]netip.Addr{}}
+			w := &world{t: t, r: rand.New(rand.NewPCG(seed, 5)), s: small(), users: map[string]written{}, claims: map[string]written{}}
 			for w.step = range 1500 {
 				w.act()
 				w.check()
@@ -223,7 +224,7 @@ type world struct {
 	s      *Space
 	step   int
 	users  map[string]written
-	claims map[string][]netip.Addr // by holder
+	claims map[string]written // by holder
 }
 
 func (w *world) act() {
@@ -264,17 +265,26 @@ func (w *world) join(user string) {
 	if err != nil {
 		return
 	}
-	if machine < 2 && r.Holder == fmt.Sprint("machine-", machine) && w.claims[r.Holder] == nil {
-		if err := w.s.Pin(r.Holder, got.IPs); err != nil {
-			w.t.Fatal(err)
-		}
-		w.claims[r.Holder] = got.IPs
+	if machine < 2 && r.Holder == fmt.Sprint("machine-", machine) {
+		w.claim(r, got)
 	}
 	if w.r.IntN(15) == 0 {
 		w.restart() // before the pod's annotation was written
 		return
 	}
 	w.users[user] = written{r.Holder, r.Owner, got}
+}
+
+// claim writes down what a machine has. It finds what it had, unless it wished for another MAC.
+func (w *world) claim(r Request, got Addresses) {
+	had, claimed := w.claims[r.Holder]
+	if claimed && r.MAC == nil && got.MAC.String() != had.MAC.String() {
+		w.t.Fatalf("step %d: %s had %s and has %s", w.step, r.Holder, had.MAC, got.MAC)
+	}
+	if err := w.s.Pin(r.Holder, got.IPs); err != nil {
+		w.t.Fatal(err)
+	}
+	w.claims[r.Holder] = written{r.Holder, r.Owner, got}
 }
 
 func (w *world) removeClaim() {
@@ -287,8 +297,8 @@ func (w *world) removeClaim() {
 
 func (w *world) restart() {
 	w.s = small()
-	for holder, ips := range w.claims {
-		if err := w.s.Pin(holder, ips); err != nil {
+	for holder, had := range w.claims {
+		if err := errors.Join(w.s.Pin(holder, had.IPs), w.s.KeepMAC(holder, had.owner, had.MAC)); err != nil {
 			w.t.Fatalf("step %d: claim %s: %v", w.step, holder, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/topology"
 )
 
@@ -18,24 +19,24 @@ var (
 )
 
 // dnsRule is what a rule allows of the DNS servers' ports, when one of its peers would select their pods.
-func (e *Enforcer) dnsRule(n *network, own string, d topology.Direction, rule Rule) (out topology.PolicyRule, some bool) {
-	selected := slices.ContainsFunc(rule.Peers, func(p Peer) bool {
+func (e *Enforcer) dnsRule(n *network, own string, d netpolicy.Direction, rule netpolicy.Rule) (out topology.PolicyRule, some bool) {
+	selected := slices.ContainsFunc(rule.Peers, func(p netpolicy.Peer) bool {
 		return p.Block == nil && newGroup(n.Name, own, p.Namespaces, p.Pods).has(Port{Namespace: dnsNamespace, Labels: dnsLabels}, e.namespaces[dnsNamespace])
 	})
-	if d != topology.Egress || !n.Services || !selected {
+	if d != netpolicy.Egress || !n.Services || !selected {
 		return out, false
 	}
 	for _, server := range dnsPorts {
-		asked := func(p Ports) bool {
+		asked := func(p netpolicy.Ports) bool {
 			within := p.Name == "" && (p.First == 0 || p.First <= server.Number && server.Number <= p.Last)
 			return p.Protocol == server.Protocol && (within || p.Name == server.Name)
 		}
 		if len(rule.Ports) == 0 || slices.ContainsFunc(rule.Ports, asked) {
-			out.Ports = append(out.Ports, topology.PolicyPorts{Protocol: server.Protocol, First: server.Number, Last: server.Number})
+			out.Ports = append(out.Ports, netpolicy.Range{Protocol: server.Protocol, First: server.Number, Last: server.Number})
 		}
 	}
 	for _, a := range e.dns {
-		out.Blocks = append(out.Blocks, topology.IPBlock{CIDR: netip.PrefixFrom(a, a.BitLen())})
+		out.Blocks = append(out.Blocks, netpolicy.Block{CIDR: netip.PrefixFrom(a, a.BitLen())})
 	}
 	return out, len(out.Ports) > 0 && len(out.Blocks) > 0
 }

@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/ovn/nb"
 )
 
@@ -27,7 +28,7 @@ type Enforcer struct {
 
 	mu         sync.Mutex
 	namespaces map[string]labels.Set
-	policies   map[string]map[Key]Policy // by namespace
+	policies   map[string]map[netpolicy.Key]netpolicy.Policy // by namespace
 	networks   map[string]*network
 	owned      map[string][]Port   // by owner
 	out        map[string][]nb.Row // of the change that is being made
@@ -38,7 +39,7 @@ type network struct {
 	Network
 	ports    map[string]map[string]*member // by namespace and name
 	groups   map[string]map[string]*group  // by namespace ("" for those of several) and what they select
-	policies map[Key]*resolution           // in force here
+	policies map[netpolicy.Key]*resolution // in force here
 	named    map[NamedPort]int             // ports that give the number the name
 }
 
@@ -51,7 +52,7 @@ type member struct {
 // New makes an Enforcer without any policy. dns are the addresses of the cluster's DNS servers.
 func New(rows Rows, dns []netip.Addr) *Enforcer {
 	return &Enforcer{
-		rows: rows, dns: dns, namespaces: map[string]labels.Set{}, policies: map[string]map[Key]Policy{},
+		rows: rows, dns: dns, namespaces: map[string]labels.Set{}, policies: map[string]map[netpolicy.Key]netpolicy.Policy{},
 		networks: map[string]*network{}, owned: map[string][]Port{},
 	}
 }
@@ -72,7 +73,7 @@ func (e *Enforcer) network(name string) *network {
 	if n == nil {
 		n = &network{
 			Network: Network{Name: name}, ports: map[string]map[string]*member{}, groups: map[string]map[string]*group{},
-			policies: map[Key]*resolution{}, named: map[NamedPort]int{},
+			policies: map[netpolicy.Key]*resolution{}, named: map[NamedPort]int{},
 		}
 		e.networks[name] = n
 	}
@@ -185,7 +186,7 @@ func (e *Enforcer) removePort(p Port) {
 // hold brings the plain policies of a namespace to a network where the first of its ports has come.
 func (e *Enforcer) hold(n *network, namespace string) {
 	for key, p := range e.policies[namespace] {
-		if key.Kind == Plain && n.policies[key] == nil {
+		if key.Kind == netpolicy.Plain && n.policies[key] == nil {
 			e.build(n, p)
 		}
 	}
@@ -194,7 +195,7 @@ func (e *Enforcer) hold(n *network, namespace string) {
 // release takes the plain policies of a namespace from a network that none of its ports is on.
 func (e *Enforcer) release(n *network, namespace string) {
 	for key := range n.policies {
-		if key.Kind == Plain && key.Namespace == namespace {
+		if key.Kind == netpolicy.Plain && key.Namespace == namespace {
 			e.drop(n, key)
 		}
 	}
@@ -228,7 +229,7 @@ func (e *Enforcer) count(n *network, were, are []NamedPort) {
 }
 
 // numbers are what a name stands for on a network.
-func (n *network) numbers(p Ports) []NamedPort {
+func (n *network) numbers(p netpolicy.Ports) []NamedPort {
 	var out []NamedPort
 	for known := range n.named {
 		if known.Name == p.Name && known.Protocol == p.Protocol {
@@ -240,13 +241,13 @@ func (n *network) numbers(p Ports) []NamedPort {
 }
 
 // SetPolicy brings a policy into force, or what has become of it.
-func (e *Enforcer) SetPolicy(p Policy) {
+func (e *Enforcer) SetPolicy(p netpolicy.Policy) {
 	e.change(func() {
 		if known, ok := e.policies[p.Namespace][p.Key]; ok && reflect.DeepEqual(known, p) {
 			return
 		}
 		if e.policies[p.Namespace] == nil {
-			e.policies[p.Namespace] = map[Key]Policy{}
+			e.policies[p.Namespace] = map[netpolicy.Key]netpolicy.Policy{}
 		}
 		e.policies[p.Namespace][p.Key] = p
 		for _, name := range p.Networks {
@@ -264,7 +265,7 @@ func (e *Enforcer) SetPolicy(p Policy) {
 }
 
 // RemovePolicy ends a policy.
-func (e *Enforcer) RemovePolicy(key Key) {
+func (e *Enforcer) RemovePolicy(key netpolicy.Key) {
 	e.change(func() {
 		delete(e.policies[key.Namespace], key)
 		if len(e.policies[key.Namespace]) == 0 {
@@ -279,8 +280,8 @@ func (e *Enforcer) RemovePolicy(key Key) {
 }
 
 // concerns tells whether a policy is in force on a network.
-func (n *network) concerns(p Policy) bool {
-	if p.Kind == Multi {
+func (n *network) concerns(p netpolicy.Policy) bool {
+	if p.Kind == netpolicy.Multi {
 		return slices.Contains(p.Networks, n.Name)
 	}
 	for _, m := range n.ports[p.Namespace] {
@@ -291,10 +292,10 @@ func (n *network) concerns(p Policy) bool {
 	return false
 }
 
-func policyOwner(n *network, key Key) string {
+func policyOwner(n *network, key netpolicy.Key) string {
 	network := n.Name
 	if network == "" {
-		network = "default"
+		network = "(default)" // no network beside it can be called so
 	}
 	return strings.ToLower(key.Kind) + "/" + key.Namespace + "/" + key.Name + "/" + network
 }

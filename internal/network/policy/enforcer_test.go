@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"patchbay/internal/golden"
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/ovn/nb"
 )
 
@@ -64,7 +65,7 @@ func (b *bench) policy(kind, namespace, name string, networks []string, text str
 	if err := yaml.UnmarshalStrict([]byte(text), &spec); err != nil {
 		b.t.Fatal(err)
 	}
-	p, err := Parse(Key{kind, namespace, name}, networks, spec)
+	p, err := netpolicy.Parse(netpolicy.Key{Kind: kind, Namespace: namespace, Name: name}, networks, spec)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -92,17 +93,17 @@ func TestRows(t *testing.T) {
 	web, http := labels.Set{"app": "web"}, NamedPort{"http", "tcp", 8080}
 	cases := map[string]func(*bench){
 		"plain policy on the default network": func(b *bench) {
-			b.policy(Plain, "shop", "web", nil, webFromShop)
+			b.policy(netpolicy.Plain, "shop", "web", nil, webFromShop)
 			b.SetPorts("pod/web", []Port{port("shop", "web", "", web)})
 			b.SetPorts("pod/client", []Port{port("shop", "client", "", nil)})
 			b.SetPorts("pod/other", []Port{port("office", "other", "", nil)})
 		},
 		"plain policy on a tenant network": func(b *bench) {
-			b.policy(Plain, "shop", "web", nil, webFromShop)
+			b.policy(netpolicy.Plain, "shop", "web", nil, webFromShop)
 			b.SetPorts("vm/web", []Port{port("shop", "web", "red_net", web), port("shop", "web-2", "blue", web)})
 		},
 		"selectors of namespaces": func(b *bench) {
-			b.policy(Plain, "shop", "web", nil, `
+			b.policy(netpolicy.Plain, "shop", "web", nil, `
 podSelector: {}
 ingress:
 - from: [{namespaceSelector: {matchLabels: {team: a}}}]
@@ -112,21 +113,21 @@ ingress:
 			b.SetNamespace("office", labels.Set{"team": "a"})
 		},
 		"names of ports": func(b *bench) {
-			b.policy(Plain, "shop", "in", nil, "podSelector: {}\ningress: [{ports: [{port: http}, {port: 22}]}]")
-			b.policy(Plain, "shop", "out", nil, "podSelector: {}\npolicyTypes: [Egress]\negress: [{to: [{podSelector: {matchLabels: {app: web}}}, {ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]")
+			b.policy(netpolicy.Plain, "shop", "in", nil, "podSelector: {}\ningress: [{ports: [{port: http}, {port: 22}]}]")
+			b.policy(netpolicy.Plain, "shop", "out", nil, "podSelector: {}\npolicyTypes: [Egress]\negress: [{to: [{podSelector: {matchLabels: {app: web}}}, {ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]")
 			b.SetPorts("pod/web", []Port{port("shop", "web", "", web, http)})
 			b.SetPorts("pod/web-2", []Port{port("shop", "web-2", "", web, NamedPort{"http", "tcp", 80})})
 			b.SetPorts("pod/none", []Port{port("shop", "none", "", web, NamedPort{"http", "udp", 80})})
 		},
 		"DNS": func(b *bench) {
-			b.policy(Plain, "shop", "dns", nil, `
+			b.policy(netpolicy.Plain, "shop", "dns", nil, `
 podSelector: {}
 policyTypes: [Egress]
 egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}, {port: dns-tcp}]}]`)
 			b.SetPorts("pod/web", []Port{port("shop", "web", "red_net", nil)})
 		},
 		"multi policy": func(b *bench) {
-			b.policy(Multi, "shop", "web", []string{"blue", "bare"}, `
+			b.policy(netpolicy.Multi, "shop", "web", []string{"blue", "bare"}, `
 podSelector: {}
 policyTypes: [Ingress, Egress]
 ingress: [{from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]
@@ -147,7 +148,7 @@ egress: [{to: [{namespaceSelector: {}}]}]`)
 func TestOnlyWhatChanges(t *testing.T) {
 	b := newBench(t)
 	web := labels.Set{"app": "web"}
-	b.policy(Plain, "shop", "web", nil, webFromShop)
+	b.policy(netpolicy.Plain, "shop", "web", nil, webFromShop)
 	b.SetPorts("pod/web", []Port{port("shop", "web", "", web)})
 	b.last = nil
 	b.SetPorts("pod/client", []Port{port("shop", "client", "", nil)})
@@ -160,9 +161,9 @@ func TestOnlyWhatChanges(t *testing.T) {
 	b.changed()
 	b.SetPorts("pod/client", nil)
 	b.changed("policy-port/shop_client")
-	b.policy(Plain, "shop", "web", nil, webFromShop)
+	b.policy(netpolicy.Plain, "shop", "web", nil, webFromShop)
 	b.changed()
-	b.policy(Plain, "office", "none", nil, "podSelector: {matchLabels: {app: none}}")
+	b.policy(netpolicy.Plain, "office", "none", nil, "podSelector: {matchLabels: {app: none}}")
 	b.SetNamespace("office", labels.Set{"team": "b"})
 	b.last = nil
 	b.SetNamespace("office", labels.Set{"team": "a"})
@@ -172,19 +173,19 @@ func TestOnlyWhatChanges(t *testing.T) {
 // TestNothingIsLeft: when ports and policies are gone, so is everything that they brought.
 func TestNothingIsLeft(t *testing.T) {
 	b := newBench(t)
-	b.policy(Plain, "shop", "web", nil, webFromShop)
-	b.policy(Multi, "shop", "web", []string{"blue"}, "podSelector: {}\ningress: [{ports: [{port: http}]}]")
+	b.policy(netpolicy.Plain, "shop", "web", nil, webFromShop)
+	b.policy(netpolicy.Multi, "shop", "web", []string{"blue"}, "podSelector: {}\ningress: [{ports: [{port: http}]}]")
 	b.SetPorts("vm/web", []Port{port("shop", "web", "red_net", labels.Set{"app": "web"}), port("shop", "web-1", "blue", nil, NamedPort{"http", "tcp", 80})})
 	if len(b.owners) < 8 {
 		t.Errorf("only %v", slices.Sorted(maps.Keys(b.owners)))
 	}
 	b.SetPorts("vm/web", nil)
-	b.RemovePolicy(Key{Multi, "shop", "web"})
+	b.RemovePolicy(netpolicy.Key{Kind: netpolicy.Multi, Namespace: "shop", Name: "web"})
 	b.RemoveNetwork("blue")
 	if len(b.owners) > 0 {
 		t.Errorf("left: %s", b.dump())
 	}
-	b.RemovePolicy(Key{Plain, "shop", "web"})
+	b.RemovePolicy(netpolicy.Key{Kind: netpolicy.Plain, Namespace: "shop", Name: "web"})
 	b.SetPorts("pod/late", []Port{port("shop", "late", "", labels.Set{"app": "web"})})
 	if len(b.owners) > 0 || b.networks["blue"] != nil {
 		t.Errorf("left: %s", b.dump())

@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/topology"
 )
 
@@ -68,14 +69,14 @@ func (r *resolution) use(g *group) topology.PolicyGroup {
 }
 
 // resolve makes a policy the rules of one network.
-func (e *Enforcer) resolve(n *network, p Policy) *resolution {
+func (e *Enforcer) resolve(n *network, p netpolicy.Policy) *resolution {
 	r := &resolution{
 		policy: topology.Policy{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name, Network: n.Name},
 		groups: map[string]*group{}, names: map[name]bool{},
 	}
 	target := newGroup(n.Name, p.Namespace, nil, p.Pods)
-	for _, d := range directions {
-		isolates, rules := p.direction(d)
+	for _, d := range netpolicy.Directions {
+		isolates, rules := p.Isolates[d], p.Rules[d]
 		if !isolates {
 			continue // rules of a direction that policyTypes leaves out mean nothing
 		}
@@ -83,7 +84,7 @@ func (e *Enforcer) resolve(n *network, p Policy) *resolution {
 		for _, rule := range rules {
 			out = append(out, e.resolveRule(r, n, target, d, rule)...)
 		}
-		if d == topology.Ingress {
+		if d == netpolicy.Ingress {
 			r.policy.Ingress = out
 		} else {
 			r.policy.Egress = out
@@ -94,7 +95,7 @@ func (e *Enforcer) resolve(n *network, p Policy) *resolution {
 
 // resolveRule splits a rule: its numbers in one, and one for every number that somebody gives a name that the rule speaks of. What a
 // name means, the pod says that is connected to.
-func (e *Enforcer) resolveRule(r *resolution, n *network, target *group, d topology.Direction, rule Rule) []topology.PolicyRule {
+func (e *Enforcer) resolveRule(r *resolution, n *network, target *group, d netpolicy.Direction, rule netpolicy.Rule) []topology.PolicyRule {
 	peers := peersOf(n, target.namespace, rule)
 	base := topology.PolicyRule{Anyone: rule.Anyone}
 	for _, p := range rule.Peers {
@@ -106,7 +107,7 @@ func (e *Enforcer) resolveRule(r *resolution, n *network, target *group, d topol
 	plain := base
 	for _, ports := range rule.Ports {
 		if ports.Name == "" {
-			plain.Ports = append(plain.Ports, ports.PolicyPorts)
+			plain.Ports = append(plain.Ports, ports.Range)
 			continue
 		}
 		r.names[name{ports.Protocol, ports.Name}] = true
@@ -129,7 +130,7 @@ func (e *Enforcer) resolveRule(r *resolution, n *network, target *group, d topol
 }
 
 // peersOf are the groups that a rule's selectors select. Without addresses nobody can be told by them.
-func peersOf(n *network, namespace string, rule Rule) []*group {
+func peersOf(n *network, namespace string, rule netpolicy.Rule) []*group {
 	var out []*group
 	for _, p := range rule.Peers {
 		if p.Block == nil && n.Addresses {
@@ -139,10 +140,10 @@ func peersOf(n *network, namespace string, rule Rule) []*group {
 	return out
 }
 
-func namedRule(r *resolution, n *network, target *group, d topology.Direction, base topology.PolicyRule, peers []*group, number NamedPort) topology.PolicyRule {
+func namedRule(r *resolution, n *network, target *group, d netpolicy.Direction, base topology.PolicyRule, peers []*group, number NamedPort) topology.PolicyRule {
 	rule := base
-	rule.Ports = []topology.PolicyPorts{{Protocol: number.Protocol, First: number.Number, Last: number.Number}}
-	if d == topology.Ingress {
+	rule.Ports = []netpolicy.Range{{Protocol: number.Protocol, First: number.Number, Last: number.Number}}
+	if d == netpolicy.Ingress {
 		rule.Target = r.use(target.calling(number))
 		for _, g := range peers {
 			rule.Groups = append(rule.Groups, r.use(g))

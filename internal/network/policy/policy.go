@@ -12,18 +12,7 @@ import (
 	"net/netip"
 
 	"k8s.io/apimachinery/pkg/labels"
-
-	"patchbay/internal/topology"
 )
-
-// Kinds of policies.
-const (
-	Plain = "NetworkPolicy"
-	Multi = "MultiNetworkPolicy"
-)
-
-// Key names a policy.
-type Key struct{ Kind, Namespace, Name string }
 
 // Port is a logical port that policies may select.
 type Port struct {
@@ -53,41 +42,3 @@ type Network struct {
 	// Nodes are the addresses by which nodes reach their own ports, where they are not allowed anyway.
 	Nodes []netip.Addr
 }
-
-// Policy is a policy, checked.
-type Policy struct {
-	Key
-	// Networks are those that a MultiNetworkPolicy is for.
-	Networks []string
-	Pods     labels.Selector
-	// Isolates and Rules are indexed by topology.Direction.
-	Isolates [2]bool
-	Rules    [2][]Rule
-}
-
-// Rule allows some traffic with some peers.
-type Rule struct {
-	Anyone bool
-	Peers  []Peer
-	Ports  []Ports // none: all traffic
-}
-
-// Peer is a block of addresses, or else the pods that both selectors select.
-type Peer struct {
-	Block *topology.IPBlock
-	Pods  labels.Selector
-	// Namespaces is nil when only the policy's own is meant.
-	Namespaces labels.Selector
-}
-
-// Ports are numbers, or a name.
-type Ports struct {
-	Name string
-	topology.PolicyPorts
-}
-
-func (p Policy) direction(d topology.Direction) (isolates bool, rules []Rule) {
-	return p.Isolates[d], p.Rules[d]
-}
-
-var directions = []topology.Direction{topology.Ingress, topology.Egress}

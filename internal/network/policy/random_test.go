@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/topology"
 )
 
@@ -24,14 +25,14 @@ type world struct {
 	random     *rand.Rand
 	labels     map[string]labels.Set // of namespaces
 	pods       map[string]Port
-	specs      map[Key]networkingv1.NetworkPolicySpec
+	specs      map[netpolicy.Key]networkingv1.NetworkPolicySpec
 	namespaces []string
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
 	return &world{
 		bench: newBench(t), random: rand.New(rand.NewPCG(seed, 1)), namespaces: []string{"a", "b", "c"},
-		labels: map[string]labels.Set{}, pods: map[string]Port{}, specs: map[Key]networkingv1.NetworkPolicySpec{},
+		labels: map[string]labels.Set{}, pods: map[string]Port{}, specs: map[netpolicy.Key]networkingv1.NetworkPolicySpec{},
 	}
 }
 
@@ -80,7 +81,7 @@ func (w *world) spec() networkingv1.NetworkPolicySpec {
 
 // step changes one thing.
 func (w *world) step() {
-	key := Key{Plain, pick(w, w.namespaces...), fmt.Sprint("p", w.random.IntN(2))}
+	key := netpolicy.Key{Kind: netpolicy.Plain, Namespace: pick(w, w.namespaces...), Name: fmt.Sprint("p", w.random.IntN(2))}
 	name := fmt.Sprint("pod", w.random.IntN(8))
 	switch w.random.IntN(7) {
 	case 0:
@@ -91,7 +92,7 @@ func (w *world) step() {
 		w.RemovePolicy(key)
 	case 2, 3:
 		w.specs[key] = w.spec()
-		p, err := Parse(key, nil, w.specs[key])
+		p, err := netpolicy.Parse(key, nil, w.specs[key])
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -114,7 +115,7 @@ func (w *world) again() string {
 		fresh.SetPorts("pod/"+name, []Port{p})
 	}
 	for key, spec := range w.specs {
-		p, _ := Parse(key, nil, spec)
+		p, _ := netpolicy.Parse(key, nil, spec)
 		fresh.SetPolicy(p)
 	}
 	for name, set := range w.labels {
@@ -142,8 +143,8 @@ func (w *world) groups() map[string]map[string]bool {
 }
 
 // allowed follows the rows: a direction is open when the port is not isolated or some rule fits.
-func (w *world) allowed(in map[string]map[string]bool, d topology.Direction, self, peer, protocol string, number uint16) bool {
-	isolated := topology.PolicyMember("", "", nil, []topology.Direction{d}).Links[0].Parent.Key
+func (w *world) allowed(in map[string]map[string]bool, d netpolicy.Direction, self, peer, protocol string, number uint16) bool {
+	isolated := topology.PolicyMember("", "", nil, []netpolicy.Direction{d}).Links[0].Parent.Key
 	if !in[self][isolated] {
 		return true
 	}
@@ -151,8 +152,8 @@ func (w *world) allowed(in map[string]map[string]bool, d topology.Direction, sel
 		rules := [2][]topology.PolicyRule{r.policy.Ingress, r.policy.Egress}[d]
 		for _, rule := range rules {
 			has := func(g topology.PolicyGroup) bool { return in[peer][g.Name()] }
-			from := rule.Anyone || slices.ContainsFunc(rule.Groups, has) || slices.ContainsFunc(rule.Blocks, func(b topology.IPBlock) bool { return holds(b, address(peer)) })
-			to := len(rule.Ports) == 0 || slices.ContainsFunc(rule.Ports, func(p topology.PolicyPorts) bool {
+			from := rule.Anyone || slices.ContainsFunc(rule.Groups, has) || slices.ContainsFunc(rule.Blocks, func(b netpolicy.Block) bool { return holds(b, address(peer)) })
+			to := len(rule.Ports) == 0 || slices.ContainsFunc(rule.Ports, func(p netpolicy.Range) bool {
 				return p.Protocol == protocol && (p.First == 0 || p.First <= number && number <= p.Last)
 			})
 			if in[self][rule.Target.Name()] && from && to {
@@ -163,22 +164,22 @@ func (w *world) allowed(in map[string]map[string]bool, d topology.Direction, sel
 	return false
 }
 
-func holds(b topology.IPBlock, a netip.Addr) bool {
+func holds(b netpolicy.Block, a netip.Addr) bool {
 	return b.CIDR.Contains(a) && !slices.ContainsFunc(b.Except, func(e netip.Prefix) bool { return e.Contains(a) })
 }
 
 // defined is what the definition of a NetworkPolicy says, pod by pod.
-func (w *world) defined(d topology.Direction, self, peer string, protocol string, number uint16) bool {
+func (w *world) defined(d netpolicy.Direction, self, peer string, protocol string, number uint16) bool {
 	isolated, pod, other := false, w.pods[self], w.pods[peer]
 	server := [2]Port{pod, other}[d] // whose names of ports count
 	for key, spec := range w.specs {
-		p, _ := Parse(key, nil, spec)
+		p, _ := netpolicy.Parse(key, nil, spec)
 		if key.Namespace != pod.Namespace || !p.Pods.Matches(pod.Labels) || !p.Isolates[d] {
 			continue
 		}
 		isolated = true
 		for _, rule := range p.Rules[d] {
-			from := rule.Anyone || slices.ContainsFunc(rule.Peers, func(peer Peer) bool {
+			from := rule.Anyone || slices.ContainsFunc(rule.Peers, func(peer netpolicy.Peer) bool {
 				switch {
 				case peer.Block != nil:
 					return holds(*peer.Block, address(other.Name))
@@ -187,7 +188,7 @@ func (w *world) defined(d topology.Direction, self, peer string, protocol string
 				}
 				return peer.Namespaces.Matches(w.labels[other.Namespace]) && peer.Pods.Matches(other.Labels)
 			})
-			to := len(rule.Ports) == 0 || slices.ContainsFunc(rule.Ports, func(p Ports) bool {
+			to := len(rule.Ports) == 0 || slices.ContainsFunc(rule.Ports, func(p netpolicy.Ports) bool {
 				if p.Name != "" {
 					return p.Protocol == protocol && slices.Contains(server.Named, NamedPort{p.Name, protocol, number}) && !onlyByBlock(w, d, rule, key, other)
 				}
@@ -203,11 +204,11 @@ func (w *world) defined(d topology.Direction, self, peer string, protocol string
 
 // onlyByBlock tells whether a rule means a peer by its address alone: what a peer outside calls its ports nobody knows, so names of
 // ports do not go with blocks on the way out.
-func onlyByBlock(w *world, d topology.Direction, rule Rule, key Key, other Port) bool {
-	if d == topology.Ingress || rule.Anyone {
+func onlyByBlock(w *world, d netpolicy.Direction, rule netpolicy.Rule, key netpolicy.Key, other Port) bool {
+	if d == netpolicy.Ingress || rule.Anyone {
 		return false
 	}
-	return !slices.ContainsFunc(rule.Peers, func(p Peer) bool {
+	return !slices.ContainsFunc(rule.Peers, func(p netpolicy.Peer) bool {
 		if p.Block != nil || !p.Pods.Matches(other.Labels) {
 			return false
 		}
@@ -229,7 +230,7 @@ func TestAgainstTheDefinition(t *testing.T) {
 		for _, self := range slices.Sorted(maps.Keys(w.pods)) {
 			for _, peer := range slices.Sorted(maps.Keys(w.pods)) {
 				for _, traffic := range []NamedPort{{"", "tcp", 80}, {"", "udp", 80}, {"", "tcp", 85}, {"", "tcp", 8080}, {"", "udp", 99}} {
-					for _, d := range directions {
+					for _, d := range netpolicy.Directions {
 						got, want := w.allowed(in, d, self, peer, traffic.Protocol, traffic.Number), w.defined(d, self, peer, traffic.Protocol, traffic.Number)
 						if got != want {
 							t.Fatalf("seed %d: %s of %s with %s, %s %d: allowed %v, want %v\n%+v\n%s", seed, d, self, peer, traffic.Protocol, traffic.Number, got, want, w.specs, w.dump())

@@ -4,12 +4,13 @@ import (
 	"slices"
 	"strings"
 
+	"patchbay/internal/netpolicy"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/topology"
 )
 
 // build makes a policy's rules on a network, and the memberships that follow.
-func (e *Enforcer) build(n *network, p Policy) {
+func (e *Enforcer) build(n *network, p netpolicy.Policy) {
 	before, now := n.policies[p.Key], e.resolve(n, p)
 	if len(n.policies) == 0 {
 		e.isolate(n)
@@ -29,7 +30,7 @@ func (e *Enforcer) build(n *network, p Policy) {
 }
 
 // drop takes a policy from a network.
-func (e *Enforcer) drop(n *network, key Key) {
+func (e *Enforcer) drop(n *network, key netpolicy.Key) {
 	before := n.policies[key]
 	delete(n.policies, key)
 	e.out[policyOwner(n, key)] = nil
@@ -125,7 +126,7 @@ func (e *Enforcer) refreshPort(n *network, m *member) {
 }
 
 // summary is what a port is in, in one text.
-func summary(groups []topology.PolicyGroup, isolated []topology.Direction) string {
+func summary(groups []topology.PolicyGroup, isolated []netpolicy.Direction) string {
 	var parts []string
 	for _, g := range groups {
 		parts = append(parts, g.Selects)
@@ -137,9 +138,9 @@ func summary(groups []topology.PolicyGroup, isolated []topology.Direction) strin
 }
 
 // isolated are the directions in which some policy selects a port.
-func (e *Enforcer) isolated(n *network, p Port) []topology.Direction {
-	var out []topology.Direction
-	for _, d := range directions {
+func (e *Enforcer) isolated(n *network, p Port) []netpolicy.Direction {
+	var out []netpolicy.Direction
+	for _, d := range netpolicy.Directions {
 		for key := range e.policies[p.Namespace] {
 			policy := e.policies[p.Namespace][key]
 			if n.policies[key] != nil && policy.Isolates[d] && policy.Pods.Matches(p.Labels) {

@@ -1,4 +1,4 @@
-package policy
+package netpolicy
 
 import (
 	"errors"
@@ -12,8 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
-
-	"patchbay/internal/topology"
 )
 
 // Parse reads a policy; a MultiNetworkPolicy has the same shape, but the API server does not look into it. What cannot be read allows
@@ -25,11 +23,11 @@ func Parse(key Key, networks []string, spec networkingv1.NetworkPolicySpec) (Pol
 	p.Isolates = isolates(spec)
 	for i, rule := range spec.Ingress {
 		at := fmt.Sprintf("ingress[%d]", i)
-		p.Rules[topology.Ingress] = append(p.Rules[topology.Ingress], parseRule(at, ".from", rule.From, rule.Ports, &errs))
+		p.Rules[Ingress] = append(p.Rules[Ingress], parseRule(at, ".from", rule.From, rule.Ports, &errs))
 	}
 	for i, rule := range spec.Egress {
 		at := fmt.Sprintf("egress[%d]", i)
-		p.Rules[topology.Egress] = append(p.Rules[topology.Egress], parseRule(at, ".to", rule.To, rule.Ports, &errs))
+		p.Rules[Egress] = append(p.Rules[Egress], parseRule(at, ".to", rule.To, rule.Ports, &errs))
 	}
 	return p, errors.Join(errs...)
 }
@@ -37,8 +35,8 @@ func Parse(key Key, networks []string, spec networkingv1.NetworkPolicySpec) (Pol
 // isolates is what policyTypes says, or where it says nothing: ingress always, egress when there are rules for it. Empty policyTypes of
 // a MultiNetworkPolicy mean the same; nothing fills them in there.
 func isolates(spec networkingv1.NetworkPolicySpec) (out [2]bool) {
-	out[topology.Ingress] = len(spec.PolicyTypes) == 0 || slices.Contains(spec.PolicyTypes, networkingv1.PolicyTypeIngress)
-	out[topology.Egress] = len(spec.PolicyTypes) == 0 && len(spec.Egress) > 0 || slices.Contains(spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+	out[Ingress] = len(spec.PolicyTypes) == 0 || slices.Contains(spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+	out[Egress] = len(spec.PolicyTypes) == 0 && len(spec.Egress) > 0 || slices.Contains(spec.PolicyTypes, networkingv1.PolicyTypeEgress)
 	return out
 }
 
@@ -98,19 +96,19 @@ func parsePeer(at string, p networkingv1.NetworkPolicyPeer, errs *[]error) (Peer
 	return peer, nil
 }
 
-func parseBlock(b *networkingv1.IPBlock) (topology.IPBlock, error) {
+func parseBlock(b *networkingv1.IPBlock) (Block, error) {
 	cidr, err := parsePrefix(b.CIDR)
 	if err != nil {
-		return topology.IPBlock{}, err
+		return Block{}, err
 	}
-	out := topology.IPBlock{CIDR: cidr}
+	out := Block{CIDR: cidr}
 	for _, text := range b.Except {
 		except, err := parsePrefix(text)
 		if err != nil {
-			return topology.IPBlock{}, err
+			return Block{}, err
 		}
 		if except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
-			return topology.IPBlock{}, fmt.Errorf("%s is not within %s", text, b.CIDR)
+			return Block{}, fmt.Errorf("%s is not within %s", text, b.CIDR)
 		}
 		out.Except = append(out.Except, except)
 	}
@@ -130,7 +128,7 @@ func parsePorts(p networkingv1.NetworkPolicyPort) (Ports, error) {
 	if p.Protocol != nil && *p.Protocol != "" {
 		protocol = *p.Protocol
 	}
-	out := Ports{PolicyPorts: topology.PolicyPorts{Protocol: strings.ToLower(string(protocol))}}
+	out := Ports{Range: Range{Protocol: strings.ToLower(string(protocol))}}
 	if !slices.Contains([]string{"tcp", "udp", "sctp"}, out.Protocol) {
 		return out, fmt.Errorf("protocol %q is none of TCP, UDP and SCTP", protocol)
 	}
