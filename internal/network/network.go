@@ -138,6 +138,7 @@ func (n *Network) start(ctx context.Context) error {
 	n.complete()
 	n.Log.Info("network restored", "nodes", len(n.book.nodeNames()), "pods", n.book.count(), "took", time.Since(began).Round(time.Millisecond))
 	_ = n.untilDone(ctx, "apply the cluster's DNS service", n.applyClusterDNS)
+	_ = n.untilDone(ctx, "apply the definition of the default network", n.applyDefaultNetwork)
 	return nil
 }
 
