@@ -47,6 +47,11 @@ func (n *Network) addDefinitions(m manager.Manager) error {
 func networkOwner(name string) string { return "network/" + name }
 
 func (n *Network) reconcileDefinition(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if req.NamespacedName == defaultDefinition {
+		if err := n.applyDefaultNetwork(ctx); err != nil {
+			return reconcile.Result{}, err
+		}
+	}
 	var d nadv1.NetworkAttachmentDefinition
 	err := n.client.Get(ctx, req.NamespacedName, &d)
 	switch {

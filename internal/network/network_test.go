@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -308,6 +309,29 @@ func TestTheClusterDNSServiceExists(t *testing.T) {
 		return err == nil && service.DeletionTimestamp == nil, fmt.Sprint(err)
 	})
 	s.until("kube-dns is served again", served)
+}
+
+// Pods name the cluster's default network by a definition, which nobody can lose.
+func TestTheDefaultNetworksDefinitionExists(t *testing.T) {
+	s, o := newSite(t), &overlay{fake: ovn.NewFake()}
+	err := s.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: defaultDefinition.Namespace}})
+	if client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
+	s.start(o, settings.Default())
+	d := &nadv1.NetworkAttachmentDefinition{}
+	stands := func() (bool, string) {
+		err := s.client.Get(t.Context(), defaultDefinition, d)
+		return err == nil && d.DeletionTimestamp == nil && d.Spec.Config == `{"cniVersion":"1.0.0","name":"ovn-kubernetes","type":"ovn-k8s-cni-overlay"}`, fmt.Sprint(err, d.Spec)
+	}
+	s.until("the definition stands", stands)
+	d.Spec.Config = "{}"
+	if err := s.client.Update(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	s.until("it is put right", stands)
+	s.delete(d)
+	s.until("it is made again", stands)
 }
 
 // TestAPodDoesNotWaitForItsAddress measures from the creation of a scheduled pod to its annotation.

@@ -47,7 +47,7 @@ func PolicyGroupRows(g PolicyGroup) []nb.Row {
 
 func networkText(name string) string {
 	if name == "" {
-		return "default"
+		return "(default)" // no network beside it can be called so
 	}
 	return name
 }

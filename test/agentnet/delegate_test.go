@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"patchbay/internal/agent/cni"
 	"patchbay/internal/agent/delegate"
@@ -26,7 +28,7 @@ type defs map[string]string
 func (d defs) Definition(_ context.Context, namespace, name string) (string, error) {
 	config, ok := d[namespace+"/"+name]
 	if !ok {
-		return "", errors.New("not found")
+		return "", &apierrors.StatusError{ErrStatus: metav1.Status{Reason: metav1.StatusReasonNotFound, Message: "not found"}}
 	}
 	return config, nil
 }
@@ -197,6 +199,59 @@ func serveDHCP(t *testing.T, p aPod, device string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Another plugin makes a pod's first interface in place of the cluster's network: the pod is on nothing else than it asks for.
+func TestDefaultNetworkOfAnotherPlugin(t *testing.T) {
+	o := newOthers(t, defs{
+		"patchbay-system/front":  `{"cniVersion":"1.0.0","name":"front","type":"bridge","bridge":"br-front","isDefaultGateway":true,"ipam":` + hostLocal(t, "10.4.0.0/24") + `}`,
+		"red/back":               `{"cniVersion":"1.0.0","name":"back","type":"bridge","bridge":"br-back","ipam":` + hostLocal(t, "10.3.0.0/24") + `}`,
+		"red/l2":                 `{"cniVersion":"1.0.0","name":"l2","type":"ovn-k8s-cni-overlay","topology":"layer2","netAttachDefName":"red/l2"}`,
+		"ovn-kubernetes/cluster": `{"cniVersion":"1.0.0","name":"ovn-kubernetes","type":"ovn-k8s-cni-overlay"}`,
+	})
+	removeLink(t, "br-front")
+	removeLink(t, "br-back")
+	a, b := newPod(t, o.kube), newPod(t, o.kube)
+	o.kube.defaults[a.name], o.kube.asks[a.name] = "front", "back"
+	o.kube.defaults[b.name] = `[{"name":"front","namespace":"patchbay-system","ips":["10.4.0.77"]}]`
+	result := o.add(t, a)
+	if ip := address(t, a, "eth0"); !netip.MustParsePrefix("10.4.0.0/24").Contains(ip) || !strings.Contains(string(result), ip.String()+"/24") {
+		t.Errorf("eth0 has %s, the runtime is told %s", ip, result)
+	}
+	expectStatus(t, o.bench, a, "patchbay-system/front eth0 default", "red/back net1")
+	if ports := lab.ovs.Owned("cni/" + a.container + "/"); len(ports) > 0 {
+		t.Errorf("the overlay has ports %v of the pod", ports)
+	}
+	if err := o.check(a, result); err != nil {
+		t.Error(err)
+	}
+	o.add(t, b)
+	mustPing(t, a.netns, address(t, b, "eth0"))
+	o.del(t, a)
+	o.del(t, b)
+	o.expectNothing(t)
+
+	for ask, want := range map[string]string{
+		"ovn-kubernetes/cluster":                 "",
+		`[{"name":"default","namespace":"any"}]`: "",
+		"missing":                                "cannot find a network-attachment-definition (missing) in namespace (red)",
+		"red/l2":                                 "network-attachment-definition red/l2: is a network of the overlay",
+		`[{"name":"a"},{"name":"b"}]`:            "lists 2 networks; want one",
+		"[":                                      "is not a list of networks in JSON",
+		"a,b":                                    "does not name one network attachment definition",
+	} {
+		p := newPod(t, o.kube)
+		o.kube.defaults[p.name] = ask
+		_, err := o.do("ADD", p)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", ask, err)
+		}
+		if err == nil {
+			expectStatus(t, o.bench, p, "ovn-kubernetes eth0 default")
+		}
+		o.del(t, p)
+	}
+	o.expectNothing(t)
 }
 
 func TestNetworksThatCannotBe(t *testing.T) {

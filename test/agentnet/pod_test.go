@@ -29,13 +29,14 @@ type kube struct {
 	networks    map[string]podnetworks.Network // the default one, by pod name
 	more        map[string]map[string]podnetworks.Network
 	asks        map[string]string // annotation k8s.v1.cni.cncf.io/networks by pod name
+	defaults    map[string]string // annotation v1.multus-cni.io/default-network by pod name
 	annotations map[string]string // network-status by pod name
 	deleted     map[string]chan struct{}
 	annotateErr error
 }
 
 func newKube() *kube {
-	return &kube{networks: map[string]podnetworks.Network{}, more: map[string]map[string]podnetworks.Network{}, asks: map[string]string{}, annotations: map[string]string{}, deleted: map[string]chan struct{}{}}
+	return &kube{networks: map[string]podnetworks.Network{}, more: map[string]map[string]podnetworks.Network{}, asks: map[string]string{}, defaults: map[string]string{}, annotations: map[string]string{}, deleted: map[string]chan struct{}{}}
 }
 
 func (k *kube) Networks(ctx context.Context, p cni.PodRef, keys ...string) (cni.Wanted, error) {
@@ -59,6 +60,9 @@ func (k *kube) Now(_ context.Context, p cni.PodRef) (cni.Wanted, bool, error) {
 	w.Given[podnetworks.Default] = n
 	maps.Copy(w.Given, k.more[p.Name])
 	var err error
+	if w.Default, err = cni.ParseDefault(map[string]string{cni.DefaultNetworkAnnotation: k.defaults[p.Name]}); err != nil {
+		return w, ok, err
+	}
 	w.Selections, err = cni.ParseSelections(map[string]string{"k8s.v1.cni.cncf.io/networks": k.asks[p.Name]}, p.Namespace)
 	return w, ok, err
 }

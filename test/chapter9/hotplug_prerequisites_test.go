@@ -22,8 +22,8 @@ func emptyPorts(guest *local.Guest) int {
 	return n
 }
 
-// plugTogether has two people plug a NIC each at the same time: neither is lost, and none is doubled.
-func plugTogether(t *testing.T, ns string, nics ...string) {
+// plugTogether has several people plug a NIC into app-01 at the same time: none is lost, and none is doubled. It returns all NICs in their order.
+func plugTogether(t *testing.T, ns string, nics ...string) (all []string) {
 	t.Helper()
 	done := make(chan error, len(nics))
 	for _, nic := range nics {
@@ -40,6 +40,7 @@ func plugTogether(t *testing.T, ns string, nics ...string) {
 	count := map[string]int{}
 	for _, i := range readVM(t, ns, "app-01").Spec.Template.Spec.Domain.Devices.Interfaces {
 		count[i.Name]++
+		all = append(all, i.Name)
 	}
 	if len(count) != 2+len(nics) {
 		t.Errorf("the template has %v", count)
@@ -49,6 +50,7 @@ func plugTogether(t *testing.T, ns string, nics ...string) {
 			t.Errorf("interface %s is there %d times", name, n)
 		}
 	}
+	return all
 }
 
 // checkPrerequisites is what 9.6.2 and 9.6.3 ask of a VM and its network, on app-02, which has the plugged interface dyn-nic.

@@ -212,9 +212,9 @@ func TestHotPlug(t *testing.T) {
 		refusedWith(t, ns, plugManifest, plugValues("app-01", "dyn-nic:sideways"), "state")
 	})
 	t.Run("9.6.1-C3 four slots: the fifth waits", func(t *testing.T) {
-		plugTogether(t, ns, "third", "fourth")
+		all := plugTogether(t, ns, "third", "fourth")
 		applyPlug(t, ns, "app-01", "dyn-nic", "third", "fourth", "fifth")
-		awaitNICs(t, ns, "app-01", "defaultnetwork", "dyn-nic", "third", "fourth")
+		awaitNICs(t, ns, "app-01", all...)
 	})
 	t.Run("9.6.1-C4 and is reported", func(t *testing.T) {
 		awaitVMCondition(t, ns, "app-01", virtv1.VirtualMachineRestartRequired)

@@ -2,6 +2,7 @@ package chapter9
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -52,13 +53,26 @@ func wentThrough(m virtv1.VirtualMachineInstanceMigration) []string {
 
 func TestLiveMigration(t *testing.T) {
 	ns := cluster.Namespace(t)
-	cluster.Apply(t, ns, movable, machine{name: "mover"}.values())
+	spanningNetworks(t, ns)
+	cluster.Apply(t, ns, movableOnLAN, machine{name: "mover", networkData: lanData}.values())
+	one, two := spanningNodes(t, ns)
 	guest := cluster.Guest(t, ns, "mover")
 	guest.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.0.2.2/24"))
 	before := cluster.Running(t, ns, "mover")
 	guest.Run("echo kept >/tmp/mark; dd if=/dev/urandom of=/root/data bs=64k count=16 2>/dev/null; sync")
 	identity := guest.Run("cat /proc/sys/kernel/random/boot_id; md5sum /root/data")
 	user := cluster.NewClient(t)
+	box := pod(t, ns, "box", "node-1")
+	old := before.Status.Interfaces[0].IP
+	box.must("(while sleep 1; do echo tick; done | nc " + old + " 7) >/tmp/echoes 2>/dev/null &")
+	echoes := func() string { return box.must("grep -c tick /tmp/echoes || true") }
+	cluster.Eventually(t, soon, "a connection to the machine", func() error {
+		if n := echoes(); n == "0" {
+			return errors.New("nothing comes back")
+		}
+		return nil
+	})
+	phases := watchPhases(t, ns)
 
 	var moved *virtv1.VirtualMachineInstance
 	var done virtv1.VirtualMachineInstanceMigration
@@ -90,6 +104,10 @@ func TestLiveMigration(t *testing.T) {
 		if got := wentThrough(done); !slices.Equal(got, want) {
 			t.Errorf("phases %v, want %v", got, want)
 		}
+		// A watch shows each of them in a row of its own.
+		if got := phases(); !slices.Equal(got, want) {
+			t.Errorf("the watch showed %v, want %v", got, want)
+		}
 		out, err := cluster.Kubectl(t.Context(), "get", "vmim", "-n", ns)
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		if err != nil || strings.Join(strings.Fields(lines[0]), " ") != "NAME PHASE VMI" {
@@ -120,6 +138,16 @@ func TestLiveMigration(t *testing.T) {
 			t.Errorf("the VMI showed %s and shows %s, its pod has %s", was, is, pod.Status.PodIP)
 		}
 		cluster.Guest(t, ns, "mover").Eventually(cluster, boot, "ping -c1 -W2 "+node2IP(t), contains(" 0% packet loss"))
+		had := echoes()
+		if out, err := box.run("ping -n -c3 -W1 " + was); err == nil {
+			t.Errorf("the old address %s still answers: %s", was, out)
+		}
+		if has := echoes(); has != had {
+			t.Errorf("the old connection goes on: %s echoes, then %s", had, has)
+		}
+		if r := box.connect(is, 7); r != answered {
+			t.Errorf("at the new address %s a new connection is %s", is, r)
+		}
 	})
 	t.Run("the source's pod has completed", func(t *testing.T) {
 		source := &corev1.Pod{}
@@ -132,7 +160,17 @@ func TestLiveMigration(t *testing.T) {
 			return err
 		})
 	})
-	t.Run("9.8.1-C8 a node that is emptied loses its guests to another", func(t *testing.T) { drain(t, ns) })
+	t.Run("9.1-C6 an address of a range that spans the nodes moves with its guest", func(t *testing.T) {
+		address := strings.Fields(strings.TrimSpace(guestOnLAN(t, ns)))[3]
+		ip, err := netip.ParsePrefix(address)
+		if err != nil || !factoryRange.Contains(ip.Addr()) || before.Status.Interfaces[1].IP != ip.Addr().String() {
+			t.Errorf("the guest has %s, its instance said %s", address, before.Status.Interfaces[1].IP)
+		}
+		for _, box := range []toolbox{one, two} {
+			cluster.Eventually(t, soon, box.name+" reaches the guest", func() error { return box.pings(ip.Addr().String()) })
+		}
+	})
+	migrateOverNetwork(t, ns)
 	t.Run("virtctl migrate-cancel leaves the guest where it is", func(t *testing.T) {
 		here := cluster.Running(t, ns, "mover").Status.NodeName
 		if out, err := user.Run(t.Context(), "", "virtctl", "migrate", "mover", "-n", ns); err != nil {
@@ -150,6 +188,12 @@ func TestLiveMigration(t *testing.T) {
 		})
 		cluster.Guest(t, ns, "mover").Run("cat /tmp/mark")
 	})
+}
+
+// guestOnLAN is what the guest says of its second NIC.
+func guestOnLAN(t *testing.T, ns string) string {
+	t.Helper()
+	return cluster.Guest(t, ns, "mover").Eventually(cluster, boot, "ip -4 -o addr show eth1", contains("inet 10.77.0."))
 }
 
 // node2IP is an address that does not move.

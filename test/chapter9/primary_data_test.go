@@ -171,6 +171,7 @@ func TestPrimaryNetworkData(t *testing.T) {
 	testTenantWishes(t, ns)
 	testTenantProbes(t, ns)
 	testTenantAccess(t, user, ns, key)
+	testTenantPolicy(t, user, ns, key, first, box, one, two)
 	t.Run("9.3.2.2-C8 claims hold the addresses", func(t *testing.T) {
 		var claim ipamclaimsv1alpha1.IPAMClaim
 		if err := cluster.Client.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "one.tenant"}, &claim); err != nil {

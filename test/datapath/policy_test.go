@@ -260,7 +260,7 @@ func TestGuestsUnderDenyAll(t *testing.T) {
 		p.plain("vms", denyAll)
 		must(t, inside(name, func() error {
 			checkDHCP4(t, g, map[dhcpv4.OptionCode]string{dhcpv4.OptionRouter: "10.20.0.1"})
-			checkDHCP6(t, g, "fd00:10:96::a")
+			checkDHCP6(t, g, "fd00:10:96::a", "vms.svc.cluster.local")
 			checkAdvertisement(t, g)
 			return nil
 		}))

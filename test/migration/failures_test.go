@@ -47,10 +47,27 @@ func (p patient) struck(t *testing.T, rules, reason string, what func(t *testing
 	on := p.node(t)
 	p.rules(t, rules)
 	m := p.move(t, nil)
-	isRunning(t, p.guest, m)
+	p.isOnTheWay(t, m)
 	what(t)
 	fails(t, m, reason)
 	p.stays(t, on)
+}
+
+// isOnTheWay waits until a migration's memory or disks flow.
+func (p patient) isOnTheWay(t *testing.T, m *virtv1.VirtualMachineInstanceMigration) {
+	t.Helper()
+	reaches(t, m, virtv1.MigrationRunning)
+	waiter := p.guard.waiter(t, p.name)
+	lab.Eventually(t, limit, "something of "+p.name+" flows", func() error {
+		if p.guard.has(waiter.pid) {
+			return nil
+		}
+		out, err := lab.Kubectl(t.Context(), "get", "--raw", fmt.Sprintf("/apis/subresources.kubevirt.io/v1/namespaces/%s/virtualmachineinstances/%s/migrationprogress", p.ns, p.name))
+		if err == nil && (!strings.Contains(out, `"state":"active"`) || strings.Contains(out, `"transferredBytes":0,`)) {
+			err = fmt.Errorf("it is at %s", out)
+		}
+		return err
+	})
 }
 
 func kill(t *testing.T, pid int, signal syscall.Signal) {
@@ -63,8 +80,11 @@ func kill(t *testing.T, pid int, signal syscall.Signal) {
 // TestFailures hurts migrations in every way. Each leaves one guest that runs, with its connections, and a reason.
 func TestFailures(t *testing.T) {
 	ns := newTenant(t)
+	if err := small("node-2"); err != nil {
+		t.Fatal(err)
+	}
 	w := watch(t, ns)
-	kinds := map[string]map[string]string{"engine": inMemory, "late": inMemory, "wish": onDisk, "full": onDisk}
+	kinds := map[string]map[string]string{"engine": inMemory, "late": inMemory, "wish": onDisk}
 	for name, kind := range kinds {
 		startMachine(t, ns, name, "node-1", kind)
 	}
@@ -73,13 +93,22 @@ func TestFailures(t *testing.T) {
 		g := started(t, ns, name)
 		all[name] = patient{guest: g, talk: startTalk(t, g), guard: w}
 	}
-	lab.Apply(t, ns, settings, map[string]string{"progress": "4"})
+	configure(t, "4")
 	t.Run("one machine", func(t *testing.T) {
 		t.Run("processes of the target", func(t *testing.T) { t.Parallel(); all["engine"].processes(t) })
 		t.Run("time is up", func(t *testing.T) { t.Parallel(); all["late"].timeouts(t) })
 		t.Run("it is not wanted", func(t *testing.T) { t.Parallel(); all["wish"].unwanted(t) })
 	})
-	lab.Apply(t, ns, settings, map[string]string{"progress": "150"})
+	configure(t, "150")
+	d := disaster{ns: ns, guard: w, patients: all}
+	t.Run("the source's agent is killed", d.sourceAgent)
+	t.Run("the target's agent is killed", func(t *testing.T) {
+		d.strikes(t, "agent", func(t *testing.T) { d.killAgent(t, "node-2") })
+	})
+	t.Run("the nodes are cut off from each other", d.cutOff)
+	t.Run("the target's disk is full", func(t *testing.T) { all["wish"].diskFull(t) })
+	t.Run("they can still move", d.recover)
+	t.Run("the source's QEMU is killed", func(t *testing.T) { all["engine"].sourceDies(t) })
 }
 
 // processes kills what waits for the guest.
@@ -102,6 +131,53 @@ func (p patient) timeouts(t *testing.T) {
 			kill(t, p.guard.waiter(t, p.name).pid, syscall.SIGSTOP) // it takes nothing any more
 		})
 	})
+	t.Run("completion, and the guest is held", p.held)
+}
+
+// holding lets a migration stop the guest when its time is up.
+const holding = "allowWorkloadDisruption: true\n  completionTimeoutPerGiB: 5"
+
+// isHeld waits until a migration has stopped the guest.
+func (p patient) isHeld(t *testing.T) {
+	t.Helper()
+	lab.Eventually(t, limit, p.name+" is held", func() error {
+		vmi, err := p.instance(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, c := range vmi.Status.Conditions {
+			if c.Type == virtv1.VirtualMachineInstancePaused && c.Reason == "PausedByMigrationMonitor" && vmi.Status.MigrationState.Mode == virtv1.MigrationPaused {
+				return nil
+			}
+		}
+		return fmt.Errorf("state %+v", vmi.Status.MigrationState)
+	})
+}
+
+// held guests run again, here or there. This one changes its memory faster than it may be sent: it would never come to an end.
+func (p patient) held(t *testing.T) {
+	t.Run("and let go", func(t *testing.T) {
+		p.struck(t, slow+"\n  "+holding, "Live migration is not completed after 10 sec and has been aborted", p.isHeld)
+	})
+	t.Run("and taken along", func(t *testing.T) {
+		on := p.node(t)
+		p.does(t, "head -c 20M /dev/urandom >/tmp/a; (while sleep 0.1; do cp /tmp/a /tmp/b; done) & echo $! >/tmp/changes")
+		p.rules(t, "bandwidthPerMigration: 32Mi\n  allowPostCopy: true\n  completionTimeoutPerGiB: 6") // which few nodes can do
+		m := p.move(t, nil)
+		reaches(t, m, virtv1.MigrationSucceeded)
+		p.talk.goesOn(t)
+		p.guard.alone(t, p.name)
+		vmi := lab.Running(t, p.ns, p.name)
+		if mode := m.Status.MigrationState.Mode; vmi.Status.NodeName == on || mode != virtv1.MigrationPaused && mode != virtv1.MigrationPostCopy {
+			t.Errorf("the guest was on %s and is on %s, by %s", on, vmi.Status.NodeName, mode)
+		}
+		for _, c := range vmi.Status.Conditions {
+			if c.Type == virtv1.VirtualMachineInstancePaused {
+				t.Errorf("the guest is paused: %s", c.Reason)
+			}
+		}
+		p.does(t, "kill $(cat /tmp/changes)")
+	})
 }
 
 // unwanted migrations find no node, or are cancelled.
@@ -122,7 +198,7 @@ func (p patient) unwanted(t *testing.T) {
 	t.Run("cancelled on its way", func(t *testing.T) {
 		p.rules(t, slow)
 		m := p.move(t, nil)
-		isRunning(t, p.guest, m)
+		p.isOnTheWay(t, m)
 		p.cancel(t, m)
 		vmi, err := p.instance(t.Context())
 		if ms := vmi.Status.MigrationState; err != nil || ms.MigrationUID != m.UID || !ms.Failed || ms.AbortStatus != virtv1.MigrationAbortSucceeded {

@@ -174,6 +174,14 @@ func (w *guard) alone(t *testing.T, machine string) {
 	}
 }
 
+// has says that a QEMU has written to a disk: the first thing that it does with one that arrives.
+func (w *guard) has(pid int) bool {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	var read, written int64
+	_, _ = fmt.Sscanf(string(text), "rchar: %d\nwchar: %d\n", &read, &written)
+	return written > 1<<20
+}
+
 // processors is how long a QEMU's virtual processors have run; not ok: it has ended.
 func processors(pid int) (used time.Duration, ok bool) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))

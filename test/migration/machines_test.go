@@ -18,9 +18,11 @@ import (
 const settings = `
 apiVersion: hco.kubevirt.io/v1beta1
 kind: HyperConverged
-metadata: {name: kubevirt-hyperconverged}
+metadata:
+  name: kubevirt-hyperconverged
+  annotations: {hco.kubevirt.io/deployPasstNetworkBinding: "true"}
 spec:
-  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20, progressTimeout: {{.progress}}}
+  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20, completionTimeoutPerGiB: 800, progressTimeout: {{.progress}}}
 `
 
 // tenant is a layer 2 network that machines take with them, and a pod on it that talks to them.
@@ -42,7 +44,7 @@ spec:
     - {name: toolbox, image: "patchbay.io/guest/toolbox:latest", imagePullPolicy: IfNotPresent, command: [sleep, "86400"]}
 `
 
-// A machine sends back what it gets on port 9000, and keeps it. onDisk is copied to the other node with its disk, inMemory has none.
+// A machine sends back what it gets on port 9000, and keeps it; what it gets on port 9001 it carries out. onDisk is copied to the other node with its disk, inMemory has none.
 const machine = `
 apiVersion: kubevirt.io/v1
 kind: VirtualMachine
@@ -62,8 +64,8 @@ spec:
         {{.firmware}}
         devices:
           disks: [{{.disks}}{name: seed, disk: {bus: virtio}}]
-          interfaces: [{name: tenant, binding: {name: l2bridge}}]
-      networks: [{name: tenant, pod: {}}]
+          interfaces: {{.interfaces}}
+      networks: {{.networks}}
       volumes:
         {{.volumes}}
         - name: seed
@@ -72,7 +74,8 @@ spec:
               #cloud-config
               runcmd:
                 - [sh, -c, "mkfifo /tmp/back; (nc -l -p 9000 </tmp/back | tee /tmp/got >/tmp/back) >/dev/null 2>&1 &"]
-            networkData: "version: 2\nethernets:\n  eth0: {dhcp4: true}\n"
+                - [sh, -c, "(while true; do nc -l -p 9001 | sh; done) >/dev/null 2>&1 &"]
+            networkData: "version: 2\nethernets: {eth0: {dhcp4: true}, eth1: {dhcp4: true}, eth2: {dhcp4: true}}\n"
 `
 
 var onDisk = map[string]string{
@@ -104,15 +107,29 @@ type guest struct {
 func newTenant(t *testing.T) string {
 	t.Helper()
 	ns := lab.Namespace(t, "k8s.ovn.org/primary-user-defined-network", "")
-	lab.Apply(t, ns, settings, map[string]string{"progress": "150"})
+	configure(t, "150")
 	lab.Apply(t, ns, tenant, nil)
 	lab.PodReady(t, ns, "box")
 	return ns
 }
 
+// configure sets the whole cluster's time without progress, in seconds.
+func configure(t *testing.T, progress string) {
+	t.Helper()
+	lab.Apply(t, "patchbay-system", settings, map[string]string{"progress": progress})
+	lab.Eventually(t, limit, "the configuration is in force", func() error {
+		out, err := lab.Kubectl(t.Context(), "get", "kubevirt", "-n", "patchbay-system", "-o", "jsonpath={.items[0].spec.configuration.migrations.progressTimeout}")
+		if err == nil && out != progress {
+			err = fmt.Errorf("the time is %q", out)
+		}
+		return err
+	})
+}
+
 func startMachine(t *testing.T, ns, name, node string, kind map[string]string) {
 	t.Helper()
-	values := maps.Clone(kind)
+	values := map[string]string{"interfaces": "[{name: tenant, binding: {name: l2bridge}}]", "networks": "[{name: tenant, pod: {}}]"}
+	maps.Copy(values, kind)
 	values["name"], values["node"] = name, node
 	lab.Apply(t, ns, machine, values)
 }
@@ -194,17 +211,10 @@ func reasonOf(m *virtv1.VirtualMachineInstanceMigration) string {
 	return m.Status.MigrationState.FailureReason
 }
 
-// isRunning waits until a migration's memory or disks are on their way and the target's QEMU waits for them.
-func isRunning(t *testing.T, g guest, m *virtv1.VirtualMachineInstanceMigration) {
+// does has the guest carry something out.
+func (g guest) does(t *testing.T, what string) {
 	t.Helper()
-	reaches(t, m, virtv1.MigrationRunning)
-	lab.Eventually(t, limit, "the target's QEMU of "+g.name+" waits", func() error {
-		vmi, err := g.instance(t.Context())
-		if err == nil && (vmi.Status.MigrationState == nil || !vmi.Status.MigrationState.TargetNodeDomainDetected) {
-			err = fmt.Errorf("state %+v", vmi.Status.MigrationState)
-		}
-		return err
-	})
+	inBox(t, g.ns, fmt.Sprintf("cat <<'EOF' | timeout 60 nc %s 9001\n%s\nEOF", g.ip, what))
 }
 
 func inBox(t *testing.T, ns, command string) string {

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"flag"
-	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -23,28 +22,8 @@ var keep = flag.Bool("keep", false, "leave the cluster running, to look at it")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) int {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	var err error
-	// Another name lets several trees of the repository be tested on one machine at the same time.
-	name := cmp.Or(os.Getenv("PATCHBAY_TEST_CLUSTER"), "migration")
-	if lab, err = local.Up(ctx, name, 2); err != nil {
-		fmt.Fprintln(os.Stderr, "start the cluster:", err)
-		return 1
-	}
-	code := m.Run()
-	if *keep {
-		return code
-	}
-	down, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	if err := lab.Down(down); err != nil {
-		fmt.Fprintln(os.Stderr, "remove the cluster:", err)
-		return 1
-	}
-	return code
+	os.Exit(local.Main(m, &lab, *keep, func(ctx context.Context) (*local.Cluster, error) {
+		// Another name lets several trees of the repository be tested on one machine at the same time.
+		return local.Up(ctx, cmp.Or(os.Getenv("PATCHBAY_TEST_CLUSTER"), "migration"), 2)
+	}))
 }

@@ -154,7 +154,12 @@ func (c *talk) goesOn(t *testing.T) {
 	c.mu.Lock()
 	want := c.sent + 3
 	c.mu.Unlock()
-	lab.Eventually(t, limit, "the connection to "+c.g.name+" goes on", func() error {
+	defer func() {
+		if t.Failed() && c.answers() < want {
+			c.describe(t)
+		}
+	}()
+	lab.Eventually(t, 90*time.Second, "the connection to "+c.g.name+" goes on", func() error {
 		if err := c.failed(); err != nil {
 			t.Fatalf("the connection to %s: %v", c.g.name, err)
 		}
@@ -163,6 +168,17 @@ func (c *talk) goesOn(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// describe logs both ends of a connection that does not go on.
+func (c *talk) describe(t *testing.T) {
+	c.mu.Lock()
+	t.Logf("%s: %d lines sent, %d came back, the last %v ago: %v", c.g.name, c.sent, c.back, time.Since(c.last).Round(time.Second), c.err)
+	c.mu.Unlock()
+	out, err := lab.InPod(context.Background(), c.g.ns, "box", "ss", "-tnoi", "dst", c.g.ip)
+	t.Logf("the pod's end (%v): %s", err, out)
+	out, err = lab.Guest(t, c.g.ns, c.g.name).Try("ss -tno; netstat -tn; ps; ls -l /tmp; df; dmesg | tail -5")
+	t.Logf("the guest's end (%v): %s", err, out)
 }
 
 // stop ends the connection from the pod's side.

@@ -13,9 +13,16 @@ import (
 const ReasonNoNetwork = "NoNetworkFound"
 
 // definitions reads the definitions of the networks that the pod asks for and that the controller has not given. Those of other plugins
-// come back with their configuration, ours with the keys to wait for.
-func (p *Plugin) definitions(ctx context.Context, w Wanted) (configs map[string]string, ours []string, err error) {
+// come back with their configuration, ours with the keys to wait for. A default network that is the cluster's is taken out of w.
+func (p *Plugin) definitions(ctx context.Context, w *Wanted) (configs map[string]string, ours []string, err error) {
 	configs = map[string]string{}
+	first, err := p.defaultNetwork(ctx, w)
+	if err != nil {
+		return nil, nil, err
+	}
+	if w.Default != nil {
+		configs[w.Default.Network] = first
+	}
 	for _, s := range w.Selections {
 		if _, given := w.Given[s.Key]; given {
 			continue
@@ -25,9 +32,7 @@ func (p *Plugin) definitions(ctx context.Context, w Wanted) (configs map[string]
 		}
 		config, err := p.Definitions.Definition(ctx, s.Element.Namespace, s.Element.Name)
 		if err != nil {
-			text := fmt.Sprintf("cannot find a network-attachment-definition (%s) in namespace (%s): %v", s.Element.Name, s.Element.Namespace, err)
-			p.warn(ctx, w.Pod, ReasonNoNetwork, text)
-			return nil, nil, &shim.Error{Code: shim.CodeTryAgainLater, Msg: text}
+			return nil, nil, p.noDefinition(ctx, w.Pod, s.Element.Namespace, s.Element.Name, err)
 		}
 		kind, err := delegate.TypeOf([]byte(config))
 		if err != nil {

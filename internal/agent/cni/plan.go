@@ -39,7 +39,8 @@ func plan(r planFor) (wiring, error) {
 	if _, ok := r.wanted.Given[podnetworks.Default]; !ok {
 		return w, fmt.Errorf("annotation %s has no entry for network %q", podnetworks.PodAnnotation, podnetworks.Default)
 	}
-	for _, key := range primaries(r.wanted.Given) {
+	w.add(r.first(&w))
+	for _, key := range primaries(r.wanted.Given)[1:] {
 		w.add(r.overlay(key, ""))
 	}
 	for _, sel := range r.wanted.Selections {

@@ -17,6 +17,7 @@ import (
 type planCase struct {
 	Given    json.RawMessage            `json:"given"`
 	Networks json.RawMessage            `json:"networks"`
+	Default  string                     `json:"default"` // NAMESPACE/NAME of another plugin's network
 	Configs  map[string]json.RawMessage `json:"configs"`
 	Results  map[string]json.RawMessage `json:"results"` // of other plugins, by interface
 }
@@ -102,5 +103,12 @@ func planned(c planCase) (wiring, error) {
 		configs[name] = string(config)
 	}
 	inside := []netip.Prefix{netip.MustParsePrefix("10.128.0.0/14"), netip.MustParsePrefix("172.30.0.0/16")}
-	return plan(planFor{s, Wanted{s.pod, given, selections}, configs, 1400, inside})
+	w := Wanted{Pod: s.pod, Given: given, Selections: selections}
+	if w.Default, err = ParseDefault(map[string]string{DefaultNetworkAnnotation: c.Default}); err != nil {
+		return wiring{}, err
+	}
+	if w.Default != nil {
+		w.Default.Network = c.Default
+	}
+	return plan(planFor{s, w, configs, 1400, inside})
 }

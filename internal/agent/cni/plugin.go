@@ -140,9 +140,11 @@ func (p *Plugin) plan(ctx context.Context, s sandbox) (wiring, error) {
 		return wiring{}, failed("connect", s, "wait for its addresses", err)
 	}
 	s.pod = wanted.Pod
-	configs, ours, err := p.definitions(ctx, wanted)
+	configs, ours, err := p.definitions(ctx, &wanted)
 	if err == nil && len(ours) > 0 {
+		first := wanted.Default
 		wanted, err = p.Pods.Networks(ctx, s.pod, ours...)
+		wanted.Default = first
 	}
 	if err != nil {
 		return wiring{}, failed("connect", s, "wait for its networks", err)

@@ -126,6 +126,9 @@ func (k *KubePods) Now(ctx context.Context, ref PodRef) (w Wanted, known bool, e
 	if w.Given, err = podnetworks.ParsePod(pod.Annotations); err != nil {
 		return w, true, err
 	}
+	if w.Default, err = ParseDefault(pod.Annotations); err != nil {
+		return w, true, err
+	}
 	w.Selections, err = ParseSelections(pod.Annotations, pod.Namespace)
 	return w, true, err
 }

@@ -18,6 +18,7 @@ import (
 type Wanted struct {
 	Pod        PodRef
 	Given      map[string]podnetworks.Network // what the network controller gave, by the key of the attachment
+	Default    *Selection                     // what the pod names as its default network, if not the cluster's; see ParseDefault
 	Selections []Selection                    // what the pod asks for beside its default and primary network
 }
 

@@ -39,7 +39,9 @@ func (p *Plugin) Sync(ctx context.Context, ref PodRef) error {
 }
 
 func (p *Plugin) sync(ctx context.Context, have podnet.Pod, wanted Wanted) error {
-	configs, _, err := p.definitions(ctx, wanted.without(have))
+	wanted.Default = nil // it does not change while the pod lives
+	missing := wanted.without(have)
+	configs, _, err := p.definitions(ctx, &missing)
 	if err != nil {
 		return err
 	}

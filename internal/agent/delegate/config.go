@@ -63,6 +63,24 @@ func parseList(config []byte, name string) (list, error) {
 	return l, nil
 }
 
+// noMaster says more than a plugin does when the interface that it was to build upon is not there.
+func noMaster(config []byte) string {
+	l, err := parseList(config, "")
+	if err != nil {
+		return ""
+	}
+	for _, plugin := range l.plugins {
+		name, _ := plugin["master"].(string)
+		if inside, _ := plugin["linkInContainer"].(bool); name == "" || inside {
+			continue
+		}
+		if _, err := net.InterfaceByName(name); err != nil {
+			return fmt.Sprintf("; this node has no interface %q, which the definition names as master", name)
+		}
+	}
+	return ""
+}
+
 // complete puts what the pod asks into the configuration.
 func complete(a Attachment) ([]byte, error) {
 	if a.Request.MAC != "" {

@@ -61,3 +61,16 @@ func TestRuntime(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+func TestNoMaster(t *testing.T) {
+	for config, want := range map[string]string{
+		`{"type":"macvlan","master":"no-such-card"}`:                        `; this node has no interface "no-such-card", which the definition names as master`,
+		`{"type":"macvlan","master":"no-such-card","linkInContainer":true}`: "",
+		`{"type":"macvlan","master":"lo"}`:                                  "",
+		`{"type":"bridge"}`:                                                 "",
+	} {
+		if got := noMaster([]byte(config)); got != want {
+			t.Errorf("%s: %q", config, got)
+		}
+	}
+}

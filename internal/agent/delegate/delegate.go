@@ -110,7 +110,7 @@ func (r *Runner) Add(ctx context.Context, a Attachment) (*current.Result, error)
 	}
 	result, err := r.add(ctx, e)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("network %s: %w", a.Network, err), r.remove(context.WithoutCancel(ctx), e))
+		return nil, errors.Join(fmt.Errorf("network %s: %w%s", a.Network, err, noMaster(config)), r.remove(context.WithoutCancel(ctx), e))
 	}
 	e.Made = true
 	if err := r.write(e); err != nil {

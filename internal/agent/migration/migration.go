@@ -148,6 +148,7 @@ func (l *Listener) serve(listener net.Listener, c Channel, id Identity, source s
 // admit checks who has come and hands the connection on.
 func (l *Listener) admit(conn net.Conn, c Channel, id Identity, source string) {
 	patient(conn)
+	endure(conn, c)
 	if !id.Plain {
 		config, err := id.config(source)
 		if err != nil {
@@ -227,6 +228,7 @@ func (t Target) Dial(ctx context.Context, where Inside, id Identity, c Channel) 
 		return nil, fmt.Errorf("connect to node %s for the migration: %w", t.Node, err)
 	}
 	patient(conn)
+	endure(conn, c)
 	if id.Plain {
 		return conn, nil
 	}
@@ -243,6 +245,14 @@ func (t Target) Dial(ctx context.Context, where Inside, id Identity, c Channel) 
 		return nil, fmt.Errorf("connect to node %s for the migration: %w", t.Node, err)
 	}
 	return secure, nil
+}
+
+// endure lets a stream stand still for as long as it likes: the migration's own limits count, and the connection of channel Control tells a
+// QEMU that takes nothing for a while from a node that is cut off.
+func endure(conn net.Conn, c Channel) {
+	if tcp, ok := conn.(*net.TCPConn); ok && c != Control {
+		tune(tcp, 0)
+	}
 }
 
 // patient makes a connection notice a peer that is cut off, also while data is on the way.

@@ -44,7 +44,10 @@ type Hello struct {
 }
 
 // Prepared says that the target's QEMU listens.
-type Prepared struct{}
+type Prepared struct {
+	// PostCopy says that it can let the guest run before all of its memory is there.
+	PostCopy bool `json:"postCopy,omitempty"`
+}
 
 // Copied says that nothing more comes over the channel Block.
 type Copied struct{}

@@ -62,6 +62,8 @@ type Network struct {
 	mu       sync.Mutex
 	attached *attachment
 	swept    bool // nothing is left of an agent that was killed
+	// changed is told that what the node has to say is another thing now.
+	changed func()
 }
 
 type attachment struct {
@@ -71,16 +73,30 @@ type attachment struct {
 }
 
 // New makes a Network. Nothing is attached before the first migration.
-func New(c Config) *Network { return &Network{Config: c} }
+func New(c Config) *Network { return &Network{Config: c, changed: func() {}} }
 
 // Place says where migrations come to now, and attaches this node if it must.
 func (n *Network) Place(ctx context.Context) (Place, error) {
+	before := n.address()
 	name, place, err := n.join(ctx)
+	if before != n.address() {
+		n.changed()
+	}
 	if name != "" || err != nil {
 		return place, err
 	}
 	address, err := n.NodeAddress(ctx)
 	return Place{Address: address, Kind: virtv1.Pod, Inside: func(f func() error) error { return f() }}, err
+}
+
+// address is the node's on the network that it has joined.
+func (n *Network) address() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.attached == nil {
+		return ""
+	}
+	return n.attached.place.Address
 }
 
 // join is on the network that is wanted, if one is.

@@ -95,7 +95,12 @@ func TestFollowsTheAdministrator(t *testing.T) {
 	} {
 		step.do()
 		w.calls = nil
+		told, before := 0, w.address()
+		w.changed = func() { told++ }
 		place, err := w.Place(t.Context())
+		if (told > 0) != (before != w.address()) {
+			t.Errorf("%s: told %d times of a change from %q to %q", step.name, told, before, w.address())
+		}
 		got := ""
 		if err == nil {
 			got = fmt.Sprint(place.Address, " ", place.Kind)

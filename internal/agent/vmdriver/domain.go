@@ -125,6 +125,7 @@ func (d *domain) followEvents() {
 func (d *domain) lookAround(agent *guestWatch) {
 	ctx, cancel := context.WithTimeout(d.ctx, actLimit)
 	defer cancel()
+	d.refreshMemory(ctx) // first: who runs a guest must know whether all of it is here
 	d.refreshRunState(ctx)
 	d.lookForAgent(ctx, agent)
 	d.listenToFilters(ctx)
@@ -151,6 +152,8 @@ func (d *domain) follow(event qmp.Event, agent *guestWatch) {
 	case qmp.EventResume:
 		d.refreshRunState(ctx)
 		d.lookForAgent(ctx, agent) // a guest that has arrived brings its agent
+	case qmp.EventMigration:
+		d.refreshMemory(ctx)
 	case qmp.EventPortChanged:
 		var data qmp.PortData
 		if event.Decode(&data) == nil && data.ID == agentPort {
@@ -195,6 +198,13 @@ func (d *domain) refreshRunState(ctx context.Context) {
 	}
 	d.noteRun(status.State)
 	d.update(func(s *vmstate.Domain) { s.RunState = status.State })
+}
+
+// refreshMemory notes how far a migration is.
+func (d *domain) refreshMemory(ctx context.Context) {
+	if p, err := d.monitor.Migration(ctx); err == nil {
+		d.update(func(s *vmstate.Domain) { s.Memory = p.Status })
+	}
 }
 
 // noteRun remembers whether the guest would run if QEMU let it.

@@ -221,7 +221,7 @@ func (p *fakePod) execute(name string, arguments map[string]any) (value any, ref
 	case "query-chardev":
 		return []map[string]any{{"label": agentChardev, "frontend-open": false}}, nil
 	case "qmp_capabilities":
-	case "getfd", "closefd", "netdev_add", "netdev_del", "device_add", "device_del", "set_link", "qom-list", "qom-get", "query-rx-filter":
+	case "getfd", "closefd", "netdev_add", "netdev_del", "device_add", "device_del", "set_link", "qom-list", "qom-get", "query-rx-filter", "query-migrate":
 		err := p.machine.Execute(context.Background(), qmp.Command{Name: name, Args: arguments, File: os.Stdin}, &value)
 		errors.As(err, &refusal)
 		return value, refusal

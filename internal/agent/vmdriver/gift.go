@@ -1,6 +1,7 @@
 package vmdriver
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,21 +12,24 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"patchbay/internal/agent/durable"
+	"patchbay/internal/qemu/qmp"
 )
 
-// gift is the note that a guest was given away to another node. It must outlive the agent, and not the QEMU: with the node,
-// QEMU is gone too.
+// gift is the note that a guest was given away to another node, or is held still for a migration. It must outlive the agent, and not the
+// QEMU: with the node, QEMU is gone too.
 type gift struct {
-	Migration types.UID `json:"migration"`
-	Running   bool      `json:"running"`
+	Migration types.UID `json:"migration,omitempty"`
+	Running   bool      `json:"running,omitempty"`
+	// Held is the migration that has stopped the guest in order to come to an end; empty: none has.
+	Held types.UID `json:"held,omitempty"`
 }
 
 func (d *Driver) giftFile(vmi types.UID) string {
 	return filepath.Join(d.StateDir, filepath.Base(string(vmi))+".json")
 }
 
-// give notes that a guest is given away.
-func (d *Driver) give(vmi types.UID, g gift) error {
+// note writes the note.
+func (d *Driver) note(vmi types.UID, g gift) error {
 	text, err := json.Marshal(g)
 	if err != nil {
 		return err
@@ -50,6 +54,17 @@ func (d *Driver) gift(vmi types.UID) gift {
 		d.Log.Error("cannot read the note of a migration", "vmi", vmi, "error", err)
 	}
 	return g
+}
+
+// letGo lets a guest run again that a migration has stopped.
+func (d *Driver) letGo(ctx context.Context, vmi types.UID, m qmp.Machine) error {
+	if d.gift(vmi).Held == "" {
+		return nil
+	}
+	if err := m.Resume(ctx); err != nil {
+		return err
+	}
+	return d.note(vmi, gift{})
 }
 
 // forgetGift removes the note when the instance is not this node's any more.

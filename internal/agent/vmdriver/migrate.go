@@ -26,7 +26,8 @@ func (m *machine) observeMigration(ctx context.Context, o *vmstate.Observed) err
 		return nil
 	}
 	if ms.SourceNode == m.driver.Node {
-		o.GaveAway = m.driver.gift(o.VMI.UID).Migration
+		g := m.driver.gift(o.VMI.UID)
+		o.GaveAway, o.Held = g.Migration, g.Held != ""
 	}
 	if ms.Completed || ms.Failed {
 		return nil
@@ -108,6 +109,9 @@ func (m *machine) actMigration(ctx context.Context, o vmstate.Observed, action v
 	case vmstate.ForgetSend:
 		m.forgetSend()
 	case vmstate.Continue:
+		if o.Held {
+			return m.driver.letGo(ctx, o.VMI.UID, d.monitor)
+		}
 		return d.monitor.Resume(ctx)
 	case vmstate.Receive:
 		m.forgetReceive()

@@ -172,11 +172,12 @@ func (r *receiver) converse(talk *migration.Talk) error {
 		}
 		switch {
 		case word.Hello != nil:
-			if err := r.prepare(word.Hello); err != nil {
-				r.fail(err)
-				return err
+			prepared, failure := r.prepare(word.Hello)
+			if failure != nil {
+				r.fail(failure)
+				return failure
 			}
-			err = talk.Say(migration.Word{Prepared: &migration.Prepared{}})
+			err = talk.Say(migration.Word{Prepared: prepared})
 		case word.Copied != nil:
 			r.takeDisks()
 			continue
@@ -195,38 +196,47 @@ func (r *receiver) converse(talk *migration.Talk) error {
 }
 
 // prepare starts a QEMU that waits for the guest, and has it listen.
-func (r *receiver) prepare(hello *migration.Hello) error {
+func (r *receiver) prepare(hello *migration.Hello) (*migration.Prepared, error) {
 	r.mu.Lock()
 	begun := r.begun
 	r.begun = true
 	r.mu.Unlock()
 	switch {
 	case hello.Migration != string(r.state.Migration):
-		return fmt.Errorf("migration %s was announced, %s has come", r.state.Migration, hello.Migration)
+		return nil, fmt.Errorf("migration %s was announced, %s has come", r.state.Migration, hello.Migration)
 	case begun:
-		return errors.New("this migration has begun before and was interrupted")
+		return nil, errors.New("this migration had begun before an agent was started again")
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, prepareLimit)
 	defer cancel()
 	d, err := r.take.receive(ctx, hello)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r.mu.Lock()
 	r.domain, r.fresh = d, true
 	r.mu.Unlock()
 	r.changed()
-	err = d.monitor.SetMigrationCapabilities(ctx, map[string]bool{
-		"events": true, "return-path": true, "late-block-activate": true, "postcopy-ram": hello.PostCopy,
-	})
+	err = d.monitor.SetMigrationCapabilities(ctx, map[string]bool{"events": true, "return-path": true, "late-block-activate": true})
 	if err != nil {
-		return err
+		return nil, err
 	}
+	prepared := &migration.Prepared{PostCopy: hello.PostCopy && r.canPostCopy(ctx)}
 	r.running.Go(r.followLoad)
 	if err := r.receiveDisks(ctx, hello.Disks); err != nil {
-		return err
+		return nil, err
 	}
-	return r.receiveMemory(ctx)
+	return prepared, r.receiveMemory(ctx)
+}
+
+// canPostCopy asks QEMU for post-copy. The node's kernel has to let it fetch memory that a guest misses, which not every one does for a process
+// without privileges.
+func (r *receiver) canPostCopy(ctx context.Context) bool {
+	err := r.domain.monitor.SetMigrationCapabilities(ctx, map[string]bool{"postcopy-ram": true})
+	if err != nil {
+		r.log.Info("post-copy is allowed, but this node cannot do it", "error", err)
+	}
+	return err == nil
 }
 
 // receiveMemory gives QEMU a socket for the migration stream.
@@ -357,6 +367,7 @@ func (r *receiver) run(uid string, running bool) error {
 	r.takeDisks()
 	ctx, cancel := context.WithTimeout(r.ctx, actLimit)
 	defer cancel()
+	d.refreshMemory(ctx)
 	if running {
 		if err := d.monitor.Resume(ctx); err != nil {
 			return fmt.Errorf("let the guest run on the target node: %w", err)

@@ -53,9 +53,12 @@ type sender struct {
 	counter migration.Counter
 	changed func()
 
-	ctx     context.Context
-	cancel  context.CancelFunc
-	done    chan struct{}
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{}
+	// flow ends with the streams of QEMU, which may not outlive the talk with the target.
+	flow    context.Context
+	cut     context.CancelFunc
 	streams sync.WaitGroup
 	talk    *migration.Talk // while the guest is being sent
 	heard   chan heard      // holds at most one
@@ -76,6 +79,7 @@ func (m *machine) beginSend(vmi *virtv1.VirtualMachineInstance, d *domain) {
 	}
 	s.id = migration.Identity{Dir: m.driver.TLSDir, Plain: s.options.Plain}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.flow, s.cut = context.WithCancel(s.ctx)
 	m.sending = s
 	m.driver.running.Go(s.run)
 }
@@ -143,6 +147,9 @@ func (s *sender) send() (taken bool, err error) {
 		return false, err
 	}
 	s.where = place.Inside
+	disks := qemu.LocalDisks(s.vmi)
+	s.takeBack(disks) // of an agent that was killed: the guest may stand still
+	defer s.takeBack(disks)
 	conn, err := s.reach()
 	if err != nil {
 		return false, err
@@ -166,12 +173,7 @@ func (s *sender) send() (taken bool, err error) {
 	if err := s.hearPrepared(talk); err != nil {
 		return false, err
 	}
-	s.streams.Go(func() { // from now on the target speaks when the guest is its own, or when it fails
-		word, err := talk.Hear(s.ctx)
-		s.heard <- heard{word, err}
-	})
-	s.takeBack(hello.Disks) // of an agent that was killed
-	defer s.takeBack(hello.Disks)
+	s.streams.Go(func() { s.listen(talk) })
 	if err := s.copyDisks(hello.Disks); err != nil {
 		return false, err
 	}
@@ -181,6 +183,21 @@ func (s *sender) send() (taken bool, err error) {
 	return s.record(talk)
 }
 
+// listen waits for what the target says next: that the guest is its own, or why not. Without a target the streams lead nowhere, and need
+// not be waited for; only a guest that runs there already keeps them, for its memory.
+func (s *sender) listen(talk *migration.Talk) {
+	word, err := talk.Hear(s.ctx)
+	s.heard <- heard{word, err}
+	if err != nil && s.describe().Mode != virtv1.MigrationPostCopy {
+		s.cut()
+	}
+}
+
+// verdict is an end that this side has decided. What the target says of it is a consequence.
+type verdict string
+
+func (v verdict) Error() string { return string(v) }
+
 // heard is what the target said.
 type heard struct {
 	word migration.Word
@@ -189,7 +206,8 @@ type heard struct {
 
 // reasonOf prefers what the target has said to what followed from it.
 func (s *sender) reasonOf(err error) error {
-	if errors.Is(err, errAborted) || s.ctx.Err() != nil {
+	var own verdict
+	if errors.Is(err, errAborted) || errors.As(err, &own) || s.ctx.Err() != nil {
 		return err
 	}
 	select {
@@ -279,6 +297,7 @@ func (s *sender) hearPrepared(talk *migration.Talk) error {
 	if word.Prepared == nil {
 		return errors.New("the target node's agent said something unexpected; are both agents of one version?")
 	}
+	s.options.PostCopy = s.options.PostCopy && word.Prepared.PostCopy
 	return nil
 }
 
@@ -294,7 +313,7 @@ func (s *sender) stream(ctx context.Context, c migration.Channel, name string) e
 		return err
 	}
 	defer theirs.Close()
-	s.streams.Go(func() { _ = migration.Splice(s.ctx, ours, remote, &s.counter) })
+	s.streams.Go(func() { _ = migration.Splice(s.flow, ours, remote, &s.counter) })
 	return s.domain.monitor.GiveFile(ctx, name, theirs)
 }
 
@@ -367,7 +386,7 @@ func (s *sender) awaitMirrors(count int) error {
 			return errAborted
 		}
 		if order := budget.Look(time.Now(), progress); order.Abort != "" {
-			return errors.New(order.Abort)
+			return verdict(order.Abort)
 		}
 		if !sleep(s.ctx, monitorInterval/4) {
 			return s.ctx.Err()

@@ -103,17 +103,29 @@ func (s *sender) steer(monitor *migrate.Monitor, p qmp.Migration) error {
 	switch {
 	case order.Abort != "":
 		_ = m.MigrateCancel(ctx)
-		return errors.New(order.Abort)
+		return verdict(order.Abort)
 	case order.PostCopy:
 		s.update(func(state *vmstate.Sending) { state.Mode = virtv1.MigrationPostCopy })
 		return m.StartPostCopy(ctx)
 	case order.Pause:
-		s.update(func(state *vmstate.Sending) { state.Mode = virtv1.MigrationPaused })
-		return m.Pause(ctx)
+		return s.holdStill(ctx)
 	case order.DowntimeMS != 0:
 		return m.SetMigrationParameters(ctx, map[string]any{"downtime-limit": order.DowntimeMS})
 	}
 	return nil
+}
+
+// holdStill stops the guest, so that nothing changes any more. It is noted first: should this agent be killed, the next one lets the guest
+// run again. A guest that its user has paused stands still already.
+func (s *sender) holdStill(ctx context.Context) error {
+	if !s.domain.guestRan() {
+		return nil
+	}
+	if err := s.driver.note(s.vmi.UID, gift{Held: s.migrationUID()}); err != nil {
+		return err
+	}
+	s.update(func(state *vmstate.Sending) { state.Mode = virtv1.MigrationPaused })
+	return s.domain.monitor.Pause(ctx)
 }
 
 // switchOver ends the mirrors at the moment when the guest stands still, and lets QEMU send the rest.
@@ -175,12 +187,16 @@ func (s *sender) takeBack(disks []string) {
 		_ = m.RemoveNode(ctx, remoteOf(node))
 	}
 	_ = m.SetMigrationCapabilities(ctx, map[string]bool{"auto-converge": false, "postcopy-ram": false, "pause-before-switchover": false})
+	if err := s.driver.letGo(ctx, s.vmi.UID, m); err != nil {
+		s.log.Warn("cannot let the guest run again", "error", err)
+	}
 }
 
 // record notes that the guest is given away, and says so. From the note on it never runs here again.
 func (s *sender) record(talk *migration.Talk) (taken bool, err error) {
-	g := gift{Migration: s.migrationUID(), Running: s.domain.guestRan()}
-	if err := s.driver.give(s.vmi.UID, g); err != nil {
+	held := s.driver.gift(s.vmi.UID).Held == s.migrationUID() // not by its user
+	g := gift{Migration: s.migrationUID(), Running: held || s.domain.guestRan()}
+	if err := s.driver.note(s.vmi.UID, g); err != nil {
 		return false, err
 	}
 	err = talk.Say(migration.Word{Go: &migration.Go{Migration: string(g.Migration), Running: g.Running}})

@@ -9,6 +9,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/qemu/qmp"
 )
 
 // Two nodes hold a guest that migrates, and one may run it. Who that is follows from these rules, whatever dies and however long
@@ -90,6 +91,11 @@ func (s *step) receive() {
 		return
 	}
 	switch {
+	case s.torn():
+		s.tear()
+	case s.follows():
+		ms := s.r.Status.MigrationState
+		ms.Mode, ms.TargetNodeDomainDetected = virtv1.MigrationPostCopy, true
 	case r != nil && r.Taken:
 		s.moveHere(r.TakenAt)
 	case s.o.Domain != nil && s.o.Domain.RunState == "running": // an earlier agent has let it run, and not lived to say so
@@ -105,6 +111,29 @@ func (s *step) receive() {
 	default:
 		s.await(r)
 	}
+}
+
+// follows says that the guest runs here and that part of its memory is still on its way. The source is needed until it has come.
+func (s *step) follows() bool { return s.ranEarly() && s.o.Domain.Memory == qmp.MigrationPostCopy }
+
+// torn says that such memory will never come. Each node has a part of the guest, and none has all of it.
+func (s *step) torn() bool {
+	return s.ranEarly() && (s.o.Domain.Memory == qmp.MigrationPostCopyPaused || s.o.Domain.Memory == qmp.MigrationFailed)
+}
+
+// ranEarly says that the guest was told to run here. Only with post-copy that is before QEMU has everything.
+func (s *step) ranEarly() bool {
+	d, r := s.o.Domain, s.o.Receiving
+	return d != nil && (d.RunState == "running" || r != nil && r.Taken)
+}
+
+// tear ends a guest of which nobody has all.
+func (s *step) tear() {
+	s.failMigration(reasonTorn)
+	s.setPhase(virtv1.Failed)
+	s.tell(eventCrashed)
+	s.clearRunning()
+	s.kill()
 }
 
 func (s *step) targetEnded() bool {
@@ -148,6 +177,9 @@ func (s *step) await(r *Receiving) {
 func (s *step) moveHere(at time.Time) {
 	ms, taken := s.r.Status.MigrationState, metav1.NewTime(at)
 	ms.Completed, ms.EndTimestamp, ms.TargetNodeDomainReadyTimestamp, ms.TargetNodeDomainDetected = true, &taken, &taken, true
+	if ms.AbortRequested {
+		ms.AbortStatus = virtv1.MigrationAbortFailed // too late
+	}
 	s.r.Status.NodeName = s.o.Node
 	s.r.Labels = map[string]string{virtv1.NodeNameLabel: s.o.Node}
 	s.dropCondition(virtv1.VirtualMachineInstancePaused)
@@ -230,6 +262,8 @@ func (s *step) send() {
 		s.wake(s.o.Now.Add(askAgain))
 	case ms.AbortRequested:
 		s.sendFailed(&Sending{Aborted: true, Failure: reasonAborted})
+	case s.o.Domain.RunState == "postmigrate": // QEMU has sent everything for an agent that did not live to say so
+		s.sendFailed(&Sending{Failure: reasonInterrupted})
 	case ms.TargetNodeAddress == "" || len(ms.TargetDirectMigrationNodePorts) == 0:
 	case ms.StartTimestamp == nil:
 		now := metav1.NewTime(s.o.Now)
@@ -258,8 +292,9 @@ func (s *step) comeBack() {
 }
 
 func (s *step) resume() {
-	ms := s.o.VMI.Status.MigrationState
-	if s.o.Domain.RunState == "postmigrate" && ms != nil && ms.SourceNode == s.o.Node && s.o.GaveAway != ms.MigrationUID {
+	ms, state := s.o.VMI.Status.MigrationState, s.o.Domain.RunState
+	stopped := state == "postmigrate" || state == "paused" && s.o.Held
+	if stopped && ms != nil && ms.SourceNode == s.o.Node && s.o.GaveAway != ms.MigrationUID {
 		s.act(Continue)
 		s.wake(s.o.Now.Add(lookAgain))
 	}

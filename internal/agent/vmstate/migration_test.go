@@ -12,6 +12,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/qemu/qmp"
 )
 
 // side is one of the two nodes: its agent, which may be killed, and its QEMU, which lives without it.
@@ -21,7 +22,8 @@ type side struct {
 	attached  bool
 	sending   *Sending
 	receiving *Receiving
-	loaded    bool // QEMU has the guest
+	loaded    bool   // QEMU has the guest
+	memory    string // QEMU's word for how far it is
 	aborting  bool
 	view      *virtv1.VirtualMachineInstance // what the agent's cache has
 }
@@ -32,7 +34,7 @@ type duo struct {
 	vmi            *virtv1.VirtualMachineInstance
 	version        int
 	versions       map[*virtv1.VirtualMachineInstance]int
-	gave           bool // the durable note
+	gave, held     bool // the durable notes
 	now            time.Time
 	story          []string
 }
@@ -66,7 +68,7 @@ func (d *duo) turn(s *side) {
 		o.Pod.Phase = corev1.PodSucceeded
 		s.attached = false
 	case s.attached:
-		o.Domain = &Domain{RunState: s.qemu, NICs: []NIC{{Name: "default"}}}
+		o.Domain = &Domain{RunState: s.qemu, Memory: s.memory, NICs: []NIC{{Name: "default"}}}
 	case s.qemu == "":
 		o.Launcher = Launcher{Reachable: true, State: protocol.Waiting}
 	default:
@@ -82,6 +84,7 @@ func (d *duo) turn(s *side) {
 	if d.gave && s == &d.source {
 		o.GaveAway = "move"
 	}
+	o.Held = d.held && s == &d.source
 	o.PeerOver = d.other(s).qemu == "over"
 	r := Step(o)
 	written := s.view.DeepCopy()
@@ -103,13 +106,14 @@ func (d *duo) act(s *side, a Action) {
 	case Kill:
 		s.qemu, s.attached = "over", false
 	case Send:
+		d.letGo() // what an agent that was killed has left
 		s.sending = &Sending{Migration: "move", Mode: virtv1.MigrationPreCopy}
 	case AbortSend:
 		s.aborting = true
 	case ForgetSend:
 		s.sending = nil
 	case Continue:
-		s.qemu = "running"
+		s.qemu, d.held = "running", false
 	case Receive:
 		s.receiving = &Receiving{Migration: "move", Address: "172.30.0.12", Ports: map[string]int{"1": 0}}
 	case TakeOver:
@@ -121,8 +125,43 @@ func (d *duo) act(s *side, a Action) {
 	}
 }
 
+// hold stops the guest because time is up.
+func (d *duo) hold() {
+	if s := d.source.sending; s != nil && !s.Over && d.source.qemu == "running" && d.target.qemu == "inmigrate" {
+		d.held, d.source.qemu = true, "paused"
+	}
+}
+
+func (d *duo) letGo() {
+	if d.held && !d.gave && d.source.qemu == "paused" {
+		d.source.qemu = "running"
+	}
+	d.held = false
+}
+
+// postCopy has the guest run on the target before its memory is there.
+func (d *duo) postCopy() {
+	if s := d.source.sending; s != nil && !s.Over && d.source.qemu == "running" && d.target.qemu == "inmigrate" {
+		d.source.qemu, d.target.qemu, d.target.memory = "postmigrate", "paused", qmp.MigrationPostCopy
+	}
+}
+
+// follow brings the memory after the guest.
+func (d *duo) follow() {
+	if d.target.memory == qmp.MigrationPostCopy && d.gave {
+		d.target.memory, d.target.loaded = qmp.MigrationCompleted, true
+	}
+}
+
+// tear breaks the streams.
+func (d *duo) tear() {
+	if d.target.memory == qmp.MigrationPostCopy {
+		d.target.memory = qmp.MigrationPostCopyPaused
+	}
+}
+
 func (d *duo) run(s *side) {
-	if s.loaded && s.qemu != "over" {
+	if (s.loaded || s.memory != "") && s.qemu != "over" {
 		s.qemu = "running"
 		s.receiving.Taken, s.receiving.TakenAt = true, d.now
 	}
@@ -134,13 +173,17 @@ func (d *duo) send() {
 	if s == nil || s.Over {
 		return
 	}
-	fail := func(reason string) { s.Over, s.Failure = true, reason }
+	fail := func(reason string) {
+		s.Over, s.Failure = true, reason
+		d.letGo()
+	}
+	stopped := d.source.qemu == "postmigrate"
 	switch {
 	case d.gave && t.receiving == nil:
 		return // the target's agent is away; it is told again
 	case d.gave:
 		d.run(t)
-		s.Over = t.receiving.Taken
+		s.Over = t.receiving.Taken && t.memory != qmp.MigrationPostCopy
 	case d.source.aborting:
 		s.Aborted = true
 		fail("cancelled")
@@ -148,10 +191,10 @@ func (d *duo) send() {
 		fail("lost")
 	case t.qemu == "":
 		t.qemu, t.attached = "inmigrate", true
-	case !t.loaded && t.qemu == "inmigrate" && d.source.qemu == "running":
+	case !t.loaded && t.qemu == "inmigrate" && !stopped:
 		d.source.qemu, t.qemu, t.loaded = "postmigrate", "paused", true
-	case t.loaded && d.source.qemu == "postmigrate":
-		d.gave = true
+	case (t.loaded || t.memory == qmp.MigrationPostCopy) && stopped:
+		d.gave, d.held = true, false
 	default:
 		fail("this migration has begun before")
 	}
@@ -160,6 +203,7 @@ func (d *duo) send() {
 // killAgent ends an agent: streams that went through it break, and a QEMU that was receiving ends with them.
 func (d *duo) killAgent(s *side) {
 	s.sending, s.receiving, s.attached, s.aborting = nil, nil, false, false
+	d.tear()
 	if d.target.qemu == "inmigrate" && !d.target.loaded {
 		d.target.qemu = "over"
 	}
@@ -180,10 +224,13 @@ var events = []struct {
 	{"source sees the object", func(d *duo) { d.see(&d.source) }},
 	{"target sees the object", func(d *duo) { d.see(&d.target) }},
 	{"sender goes on", (*duo).send},
+	{"memory follows", (*duo).follow},
 	{"time", func(d *duo) { d.now = d.now.Add(3 * time.Second) }},
 	{"source's agent is killed", func(d *duo) { d.killAgent(&d.source) }},
 	{"target's agent is killed", func(d *duo) { d.killAgent(&d.target) }},
-	{"source's QEMU dies", func(d *duo) { d.source.qemu, d.source.attached = "over", false }},
+	{"sender holds the guest", (*duo).hold},
+	{"sender begins post-copy", (*duo).postCopy},
+	{"source's QEMU dies", func(d *duo) { d.source.qemu, d.source.attached = "over", false; d.tear() }},
 	{"target's QEMU dies", func(d *duo) {
 		if d.target.qemu != "" {
 			d.target.qemu, d.target.attached = "over", false
@@ -199,7 +246,7 @@ var events = []struct {
 	}},
 }
 
-const firstFailure = 6
+const firstFailure = 7
 
 // TestOneGuestRuns lets everything happen in any order. At no moment may both guests run, and when the failures end one of them runs, or
 // the instance is said to have failed because the only QEMU that could is dead.
@@ -216,13 +263,13 @@ func TestOneGuestRuns(t *testing.T) {
 			d.happen(t, seed, n)
 		}
 		for range 40 { // no more failures; everybody sees everything
-			for _, n := range []int{2, 3, 0, 1, 4, 5} {
+			for _, n := range []int{2, 3, 0, 1, 4, 5, 6} {
 				d.happen(t, seed, n)
 			}
 		}
 		ends[d.end(t, seed)]++
 	}
-	for _, end := range []string{"moved", "stayed", "died"} {
+	for _, end := range []string{"moved", "stayed", "died", "torn"} {
 		if ends[end] == 0 {
 			t.Errorf("no story ended with %q: %v", end, ends)
 		}
@@ -240,9 +287,11 @@ func (d *duo) happen(t *testing.T, seed uint64, n int) {
 func (d *duo) end(t *testing.T, seed uint64) string {
 	status := d.vmi.Status
 	switch {
+	case d.vmi.IsFinal() && status.MigrationState.FailureReason == reasonTorn:
+		return "torn"
 	case d.source.qemu == "running" && status.NodeName == "node-1" && (status.MigrationState.Failed || d.waits()):
 		return "stayed"
-	case d.target.qemu == "running" && status.NodeName == "node-2" && status.MigrationState.Completed && !status.MigrationState.Failed:
+	case d.target.qemu == "running" && d.target.loaded && status.NodeName == "node-2" && status.MigrationState.Completed && !status.MigrationState.Failed:
 		return "moved"
 	case d.target.qemu != "running" && d.source.qemu != "running" && (d.vmi.IsFinal() || slices.Contains([]string{d.source.qemu, d.target.qemu}, "over")):
 		return "died"

@@ -33,6 +33,8 @@ type Observed struct {
 	Receiving *Receiving
 	// GaveAway is the migration in which this node has given the guest away; empty: it has not. It outlives the agent.
 	GaveAway types.UID
+	// Held says that a migration has stopped the guest in order to come to an end. It outlives the agent.
+	Held bool
 	// PeerOver says that the other side's pod has ended, with its QEMU. It is looked at only where it matters.
 	PeerOver bool
 	// Plugging says that a SyncNICs is under way, and NICFailure why the last one did not do all that it should.
@@ -62,6 +64,8 @@ type Launcher struct {
 // Domain is a running QEMU.
 type Domain struct {
 	RunState string // QEMU's name of it: running, paused, io-error, shutdown, guest-panicked, postmigrate, …
+	// Memory is QEMU's name of how far a migration is: active, completed, postcopy-active, …; empty: there was none.
+	Memory   string
 	Machine  string // machine type; empty: not known
 	NICs     []NIC
 	Frozen   bool   // the guest's file systems

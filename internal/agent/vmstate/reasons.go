@@ -7,14 +7,15 @@ import (
 
 // Reasons of conditions that the node writes.
 const (
-	reasonSyncFailed     = "SyncFailed"
-	reasonPlugFailed     = "HotPlugNetworkInterfaceError"
-	reasonPausedByUser   = "PausedByUser"
-	reasonPausedIOError  = "PausedIOError"
-	reasonAgentCommands  = "MissingCommands"
-	reasonAddresses      = "AddressSourcesDisagree"
-	reasonBridgeOnPodNet = virtv1.VirtualMachineInstanceReasonInterfaceNotMigratable
-	reasonDisks          = virtv1.VirtualMachineInstanceReasonDisksNotMigratable
+	reasonSyncFailed      = "SyncFailed"
+	reasonPlugFailed      = "HotPlugNetworkInterfaceError"
+	reasonPausedByUser    = "PausedByUser"
+	reasonPausedByMonitor = "PausedByMigrationMonitor"
+	reasonPausedIOError   = "PausedIOError"
+	reasonAddresses       = "AddressSourcesDisagree"
+	reasonAgentCommands   = "MissingCommands"
+	reasonBridgeOnPodNet  = virtv1.VirtualMachineInstanceReasonInterfaceNotMigratable
+	reasonDisks           = virtv1.VirtualMachineInstanceReasonDisksNotMigratable
 )
 
 // Events about a virtual machine instance.
@@ -28,7 +29,11 @@ var (
 	messageAgentOld = "This guest agent doesn't support required basic commands"
 )
 
-const reasonAborted = "the migration was cancelled"
+const (
+	reasonAborted     = "the migration was cancelled"
+	reasonTorn        = "the connection broke after the guest had begun to run on the target node and before all of its memory was there"
+	reasonInterrupted = "the source node's agent was started again while the guest was on its way"
+)
 
 func eventMigrated(node string) Event {
 	return Event{Type: corev1.EventTypeNormal, Reason: virtv1.Migrated.String(), Message: "The VirtualMachineInstance migrated to node " + node + "."}

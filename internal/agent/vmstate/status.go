@@ -78,12 +78,14 @@ func (s *step) describeDomain() {
 
 // describePause tells a pause that somebody wants to know of from QEMU's own, such as the last moment of a migration.
 func (s *step) describePause() {
-	switch s.o.Domain.RunState {
-	case "paused", "prelaunch":
+	switch state := s.o.Domain.RunState; {
+	case state == "paused" && s.o.Held:
+		s.setCondition(virtv1.VirtualMachineInstancePaused, true, reasonPausedByMonitor, "VMI was paused by the migration monitor")
+	case state == "paused", state == "prelaunch":
 		s.setCondition(virtv1.VirtualMachineInstancePaused, true, reasonPausedByUser, "VMI was paused by user")
-	case "io-error":
+	case state == "io-error":
 		s.setCondition(virtv1.VirtualMachineInstancePaused, true, reasonPausedIOError, "VMI was paused, low-level IO error detected")
-	case "running":
+	case state == "running":
 		s.dropCondition(virtv1.VirtualMachineInstancePaused)
 	}
 }

@@ -6,6 +6,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -200,6 +201,15 @@ func (c *Catalog) Ownerless(name string) bool {
 func (c *Catalog) Definition(key string) (Definition, bool) {
 	d, known := c.definitions[key]
 	return d, known
+}
+
+// Definitions are those that mean a network.
+func (c *Catalog) Definitions(name string) []string {
+	n, known := c.networks[name]
+	if !known {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(n.definitions))
 }
 
 // Primary is the definition of a namespace's primary network. Without one the error is ErrNoPrimary.

@@ -295,7 +295,7 @@ func (n *network) concerns(p netpolicy.Policy) bool {
 func policyOwner(n *network, key netpolicy.Key) string {
 	network := n.Name
 	if network == "" {
-		network = "default"
+		network = "(default)" // no network beside it can be called so
 	}
 	return strings.ToLower(key.Kind) + "/" + key.Namespace + "/" + key.Name + "/" + network
 }

@@ -36,7 +36,9 @@ const (
 	// MigrationSwitchover is QEMU waiting, with the guest stopped, for ContinueMigration (capability pause-before-switchover).
 	MigrationSwitchover = "pre-switchover"
 	MigrationPostCopy   = "postcopy-active"
-	MigrationActive     = "active"
+	// MigrationPostCopyPaused is the connection lost while memory was still on its way to a guest that runs on the target.
+	MigrationPostCopyPaused = "postcopy-paused"
+	MigrationActive         = "active"
 )
 
 // Migration asks how the migration goes.

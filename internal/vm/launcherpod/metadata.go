@@ -102,7 +102,7 @@ type defaultNetwork struct {
 	Claim     string         `json:"ipam-claim-reference,omitempty"`
 }
 
-// defaultNetworkNamespace is where the definition of the cluster's default network would lie.
+// defaultNetworkNamespace is where the definition of the cluster's default network lies.
 const defaultNetworkNamespace = "patchbay-system"
 
 // askPrimary asks for what the machine is to have on the primary network of its namespace.
