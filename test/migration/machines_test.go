@@ -63,6 +63,7 @@ spec:
         memory: {guest: {{.memory}}}
         {{.firmware}}
         devices:
+          panicDevices: [{model: isa}]
           disks: [{{.disks}}{name: seed, disk: {bus: virtio}}]
           interfaces: {{.interfaces}}
       networks: {{.networks}}
