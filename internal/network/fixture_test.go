@@ -59,9 +59,9 @@ var definitions = sync.OnceValue(func() error {
 
 // site is the API server with what a scheduler and a kubelet would do, emptied when the test ends.
 type site struct {
-	t       *testing.T
-	client  client.Client
-	running func(network string) bool // of the controllers that were started last
+	t      *testing.T
+	client client.Client
+	last   *Network // the controllers that were started last
 }
 
 func newSite(t *testing.T) *site {
@@ -150,7 +150,7 @@ func (s *site) start(o *overlay, with settings.Settings) (kill func()) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.running = n.Running
+	s.last = n
 	if err := m.Add(manager.RunnableFunc(store.Run)); err != nil {
 		s.t.Fatal(err)
 	}

@@ -446,6 +446,7 @@ func TestANetworkComesBack(t *testing.T) {
 	s.create(again(), podIn(ns, "old", "node-1", "k8s.v1.cni.cncf.io/networks", "l2"))
 	old := s.networks(ns, "old")[ns+"/l2"]
 	s.delete(again())
+	s.until("the controllers know that it is gone", func() (bool, string) { return s.last.tenants.ownerless("comes-back"), "" })
 	s.create(podIn(ns, "waits", "node-1", "k8s.v1.cni.cncf.io/networks", "l2"))
 	s.said(ns, "waits", "does not exist")
 	s.hasRow(s.o, "Logical_Switch_Port "+old.Port, true)
@@ -461,11 +462,11 @@ func TestANetworkComesBack(t *testing.T) {
 	s.delete(again())
 	s.delete(podIn(ns, "old", ""))
 	s.hasRow(s.o, "Logical_Switch_Port "+old.Port, false)
-	if !s.running("comes-back") {
+	if !s.last.Running("comes-back") {
 		t.Error("the network is gone though a pod is on it")
 	}
 	s.delete(podIn(ns, "waits", ""))
-	s.until("the network is gone", func() (bool, string) { return !s.running("comes-back"), s.o.fake.Dump() })
+	s.until("the network is gone", func() (bool, string) { return !s.last.Running("comes-back"), s.o.fake.Dump() })
 	if dump := s.o.fake.Dump(); strings.Contains(dump, "comes-back") {
 		t.Errorf("the network is gone and the overlay has\n%s", dump)
 	}
