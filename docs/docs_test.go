@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	multiv1beta1 "github.com/k8snetworkplumbingwg/multi-networkpolicy/pkg/apis/k8s.cni.cncf.io/v1beta1"
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -198,7 +199,7 @@ func decoder(t *testing.T) runtime.Decoder {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, virtv1.AddToScheme, migrationsv1.AddToScheme, hcov1beta1.AddToScheme, ovnv1.AddToScheme,
-		nmstatev1.AddToScheme, nadv1.AddToScheme} {
+		nmstatev1.AddToScheme, nadv1.AddToScheme, multiv1beta1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}

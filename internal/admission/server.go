@@ -6,6 +6,7 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -31,8 +32,8 @@ type Config struct {
 	Settings settings.Settings
 	// MACs completes the addresses of NICs; without it nobody does.
 	MACs MACs
-	// Evict says why a pod may not be evicted now, or nothing when it may; nil: every pod may.
-	Evict func(ctx context.Context, pod types.NamespacedName, dryRun bool) (refusal string, err error)
+	// Evict says why a pod may not be evicted now, or nothing when it may; nil: every pod may. by is who asks, as far as the request says.
+	Evict func(ctx context.Context, pod types.NamespacedName, by string, dryRun bool) (refusal string, err error)
 	// NewID makes firmware identifiers; random ones when nil.
 	NewID NewID
 }
@@ -168,13 +169,20 @@ func (s *Server) validateMigrationPolicy(_ *http.Request, r *admissionv1.Admissi
 	return answer(ValidateMigrationPolicy(p)), nil
 }
 
+// requestedBy is the annotation by which a program that evicts pods names itself.
+const requestedBy = "requested-by"
+
 // intercept turns the eviction of a machine's pod into a migration. Its refusal is one that clients repeat the request after.
 func (s *Server) intercept(req *http.Request, r *admissionv1.AdmissionRequest) (*admissionv1.AdmissionResponse, error) {
 	if s.config.Evict == nil {
 		return answer(nil), nil
 	}
+	_, eviction, err := objects[policyv1.Eviction](r)
+	if err != nil {
+		return nil, err
+	}
 	dry := r.DryRun != nil && *r.DryRun
-	refusal, err := s.config.Evict(req.Context(), types.NamespacedName{Namespace: r.Namespace, Name: r.Name}, dry)
+	refusal, err := s.config.Evict(req.Context(), types.NamespacedName{Namespace: r.Namespace, Name: r.Name}, eviction.Annotations[requestedBy], dry)
 	if err != nil {
 		refusal = err.Error() // it may pass: the pod must not go because of it
 	}

@@ -177,3 +177,11 @@ func evacuation(vmi *virtv1.VirtualMachineInstance) *virtv1.VirtualMachineInstan
 
 // SourceDescheduler is who asks for evictions that are not urgent.
 const SourceDescheduler = "descheduler"
+
+// SourceOf is the source of an eviction that somebody asks for; empty: nobody that is known.
+func SourceOf(requestedBy string) string {
+	if requestedBy == "sigs.k8s.io/descheduler" {
+		return SourceDescheduler
+	}
+	return ""
+}

@@ -357,6 +357,10 @@ func (s *step) endForAgents(ms *virtv1.VirtualMachineInstanceMigrationState) {
 	if ms.Completed || ms.Failed || !targetOver || ms.StartTimestamp != nil && !sourceOver {
 		return
 	}
+	if ms.StartTimestamp != nil { // the target's end is a consequence
+		s.end(ms, "the guest's pod ended while it was on its way"+why(s.v.Source))
+		return
+	}
 	s.end(ms, "the target's pod ended"+why(s.v.Target))
 }
 

@@ -79,6 +79,9 @@ func (w *world) carryOut(d Decision) {
 	if old := w.view.Migration.Status.Phase; d.Migration.Status.Phase != old {
 		w.tell("phase %s", d.Migration.Status.Phase)
 	}
+	if ms := d.Migration.Status.MigrationState; ms != nil && ms.Failed && w.view.Migration.Status.MigrationState == nil {
+		w.tell("it says: %s", ms.FailureReason)
+	}
 	for _, c := range d.Migration.Status.Conditions[len(w.view.Migration.Status.Conditions):] {
 		w.tell("condition %s", c.Type)
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -181,23 +180,5 @@ func (n *Network) options(workers int) controller.Options {
 	return controller.Options{
 		MaxConcurrentReconciles: workers,
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](20*time.Millisecond, 30*time.Second),
-	}
-}
-
-// Report tells users that rows were refused; it is for ovn.Config.Report.
-func (n *Network) Report(owner string, err error) {
-	kind, name, _ := strings.Cut(owner, "/")
-	object := map[string]client.Object{"pod": newPod(), "service": newService(), "node": newNode()}[kind]
-	if err == nil || object == nil {
-		return
-	}
-	key := client.ObjectKey{Name: name}
-	if namespace, name, namespaced := strings.Cut(name, "/"); namespaced {
-		key = client.ObjectKey{Namespace: namespace, Name: name}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if n.client.Get(ctx, key, object) == nil {
-		n.warn(object, reasonRefused, "the overlay refused the object's ports or load balancers, Patchbay keeps trying: %v", err)
 	}
 }

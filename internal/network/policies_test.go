@@ -102,11 +102,11 @@ func TestPoliciesFollowPods(t *testing.T) {
 	s.restart()
 	s.isolated(webPort, "", true)
 	s.in(clientPort, "", team, true)
-	s.hasRow(s.o, "ACL NetworkPolicy/"+shop+"/web/default/ingress/0/ip", true)
+	s.hasRow(s.o, "ACL NetworkPolicy/"+shop+"/web/(default)/ingress/0/ip", true)
 	s.delete(client)
 	s.in(clientPort, "", team, false)
 	s.delete(webPolicy(shop))
-	s.hasRow(s.o, "ACL NetworkPolicy/"+shop+"/web/default/ingress/0/ip", false)
+	s.hasRow(s.o, "ACL NetworkPolicy/"+shop+"/web/(default)/ingress/0/ip", false)
 	s.isolated(webPort, "", false)
 }
 

@@ -120,8 +120,8 @@ type Evictions struct {
 	Config Config
 }
 
-// Evict says why a pod may not be evicted now, or nothing when it may. A dry run changes nothing.
-func (e Evictions) Evict(ctx context.Context, key types.NamespacedName, dryRun bool) (refusal string, err error) {
+// Evict says why a pod may not be evicted now, or nothing when it may. A dry run changes nothing. by is who asks for it.
+func (e Evictions) Evict(ctx context.Context, key types.NamespacedName, by string, dryRun bool) (refusal string, err error) {
 	pod := &corev1.Pod{}
 	found, err := get(ctx, e.Client, key, pod)
 	if err != nil || !found {
@@ -145,7 +145,7 @@ func (e Evictions) Evict(ctx context.Context, key types.NamespacedName, dryRun b
 	verdict := migrate.Evict(eviction)
 	if verdict.Evacuate && !dryRun {
 		to := vmi.DeepCopy()
-		migrate.MarkEvacuation(to, pod.Spec.NodeName, "", e.Config.Now())
+		migrate.MarkEvacuation(to, pod.Spec.NodeName, migrate.SourceOf(by), e.Config.Now())
 		if err := e.Client.Patch(ctx, to, client.MergeFromWithOptions(vmi, client.MergeFromWithOptimisticLock{})); err != nil {
 			return "", fmt.Errorf("mark %s/%s for evacuation: %w", vmi.Namespace, vmi.Name, err)
 		}

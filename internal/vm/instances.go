@@ -152,6 +152,8 @@ func (i *instances) look(ctx context.Context, r reader, key types.NamespacedName
 	}
 	if len(view.Pods) == 0 && vmi.DeletionTimestamp == nil && !vmi.IsFinal() {
 		err = i.lookAround(ctx, &view)
+	} else if vmi.IsRunning() && lifecycle.Plugging(vmi) {
+		view.Networks, err = i.networks(ctx, vmi)
 	}
 	return view, err
 }
@@ -242,7 +244,7 @@ func (i *instances) node(ctx context.Context, name string) (*corev1.Node, error)
 	return node, nil
 }
 
-// networks reads which attachments of an instance exist, and the devices they name. It is asked once per start, so it goes to the
+// networks reads which attachments of an instance exist, and the devices they name. It is asked once per start, and while interfaces are plugged, so it goes to the
 // API server, and keeps no copy of every attachment.
 func (i *instances) networks(ctx context.Context, vmi *virtv1.VirtualMachineInstance) (map[string]string, error) {
 	found := map[string]string{}

@@ -111,8 +111,14 @@ func (c *Client) progress(ctx context.Context, m Name, migration string) (Progre
 		return Progress{}, err
 	}
 	p := Progress{Migration: migration, Phase: string(object.Status.Phase)}
-	if s := object.Status.MigrationState; s != nil {
-		p.Source, p.Target, p.Failure = s.SourceNode, s.TargetNode, s.FailureReason
+	state := object.Status.MigrationState
+	if state == nil { // which it gets at the end; until then the instance has it
+		if vmi, err := c.vmi(ctx, m); err == nil && vmi.Status.MigrationState != nil && vmi.Status.MigrationState.MigrationUID == object.UID {
+			state = vmi.Status.MigrationState
+		}
+	}
+	if state != nil {
+		p.Source, p.Target, p.Failure = state.SourceNode, state.TargetNode, state.FailureReason
 	}
 	if object.Status.Phase == virtv1.MigrationRunning {
 		c.addMemory(ctx, m, &p)

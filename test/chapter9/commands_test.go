@@ -272,7 +272,7 @@ func migrateByCommand(t *testing.T, ns string) {
 	if err := json.Unmarshal(answer.Bytes(), &last); err != nil || last.Phase != "Succeeded" || last.Source == last.Target || last.Target == "" {
 		t.Errorf("it ended as %s, %v", &answer, err)
 	}
-	line := regexp.MustCompile(`Running node-\d -> node-\d: [1-9][\d.]* MiB sent, [\d.]+ MiB of [\d.]+ MiB left, [\d.]+ Mbit/s, expected downtime \d+ ms`)
+	line := regexp.MustCompile(`Running node-\d -> node-\d: [1-9][\d.]* MiB sent, [\d.]+ MiB of [\d.]+ MiB left, [\d.]+ Mbit/s, expected downtime [1-9]\d* ms`)
 	if !line.MatchString(progress.String()) {
 		t.Errorf("the progress reads\n%s", &progress)
 	}

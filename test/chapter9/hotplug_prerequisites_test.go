@@ -3,6 +3,7 @@ package chapter9
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,18 +13,20 @@ import (
 	"patchbay/test/local"
 )
 
-// emptyPorts counts the PCIe root ports of a guest that hold nothing.
-func emptyPorts(guest *local.Guest) int {
-	out := guest.Run(`n=0; for p in /sys/bus/pci/devices/*; do if [ "$(cat $p/class)" = 0x060400 ] && ! ls -d $p/0000:??:??.? >/dev/null 2>&1; then n=$((n+1)); fi; done; echo $n`)
-	n, err := strconv.Atoi(out)
-	if err != nil {
-		return -1
+// emptyPorts counts the PCIe root ports of a guest that hold nothing. The guest's log comes over the same console.
+func emptyPorts(t *testing.T, guest *local.Guest) int {
+	t.Helper()
+	out := guest.Run(`n=0; for p in /sys/bus/pci/devices/*; do if [ "$(cat $p/class)" = 0x060400 ] && ! ls -d $p/0000:??:??.? >/dev/null 2>&1; then n=$((n+1)); fi; done; echo "empty ports: $n."`)
+	match := regexp.MustCompile(`empty ports: (\d+)\.`).FindStringSubmatch(out)
+	if match == nil {
+		t.Fatalf("the guest printed %q", out)
 	}
+	n, _ := strconv.Atoi(match[1])
 	return n
 }
 
-// plugTogether has two people plug a NIC each at the same time: neither is lost, and none is doubled.
-func plugTogether(t *testing.T, ns string, nics ...string) {
+// plugTogether has several people plug a NIC into app-01 at the same time: none is lost, and none is doubled. It returns all NICs in their order.
+func plugTogether(t *testing.T, ns string, nics ...string) (all []string) {
 	t.Helper()
 	done := make(chan error, len(nics))
 	for _, nic := range nics {
@@ -40,6 +43,7 @@ func plugTogether(t *testing.T, ns string, nics ...string) {
 	count := map[string]int{}
 	for _, i := range readVM(t, ns, "app-01").Spec.Template.Spec.Domain.Devices.Interfaces {
 		count[i.Name]++
+		all = append(all, i.Name)
 	}
 	if len(count) != 2+len(nics) {
 		t.Errorf("the template has %v", count)
@@ -49,6 +53,7 @@ func plugTogether(t *testing.T, ns string, nics ...string) {
 			t.Errorf("interface %s is there %d times", name, n)
 		}
 	}
+	return all
 }
 
 // checkPrerequisites is what 9.6.2 and 9.6.3 ask of a VM and its network, on app-02, which has the plugged interface dyn-nic.

@@ -264,6 +264,7 @@ func TestLayer2(t *testing.T) {
 	t.Run("9.5.2.1-C8 ports have no effect on a bridge interface", func(t *testing.T) {
 		second.Eventually(cluster, boot, "timeout 5 nc 192.168.100.1 22 </dev/null | head -c 4", contains("SSH-"))
 	})
+	testMultiPolicy(t, ns, second, peer)
 	t.Run("9.5.2.1-C5 an edited VM that runs needs a restart", func(t *testing.T) {
 		const mac, edit = "02:00:00:00:95:05", `[{"op":"add","path":"/spec/template/spec/domain/devices/interfaces/0/macAddress","value":"02:00:00:00:95:05"}]`
 		if out, err := cluster.Kubectl(t.Context(), "patch", "vm", "app-01", "-n", ns, "--type=json", "-p", edit); err != nil {
@@ -358,6 +359,7 @@ func TestLayer2Addresses(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	testSelectingMultiPolicy(t, ns, peer, "three")
 }
 
 // 9.5.2.1-C3: networks of other plugins, for VMs and for pods.

@@ -65,6 +65,7 @@ func TestMasquerade(t *testing.T) {
 			box.expect(ip, 49153, silent)
 		}
 	})
+	testPolicy(t, ns, box, open, openIPs)
 	t.Run("9.2.1-C11 the guest network can be chosen", func(t *testing.T) {
 		custom := cluster.Guest(t, ns, "custom")
 		custom.Eventually(cluster, boot, "ip -4 -o addr show eth0", contains("inet 10.11.12.2/24"))

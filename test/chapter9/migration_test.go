@@ -2,6 +2,7 @@ package chapter9
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -61,6 +62,17 @@ func TestLiveMigration(t *testing.T) {
 	guest.Run("echo kept >/tmp/mark; dd if=/dev/urandom of=/root/data bs=64k count=16 2>/dev/null; sync")
 	identity := guest.Run("cat /proc/sys/kernel/random/boot_id; md5sum /root/data")
 	user := cluster.NewClient(t)
+	box := pod(t, ns, "box", "node-1")
+	old := before.Status.Interfaces[0].IP
+	box.must("(while sleep 1; do echo tick; done | nc " + old + " 7) >/tmp/echoes 2>/dev/null &")
+	echoes := func() string { return box.must("grep -c tick /tmp/echoes || true") }
+	cluster.Eventually(t, soon, "a connection to the machine", func() error {
+		if n := echoes(); n == "0" {
+			return errors.New("nothing comes back")
+		}
+		return nil
+	})
+	phases := watchPhases(t, ns)
 
 	var moved *virtv1.VirtualMachineInstance
 	var done virtv1.VirtualMachineInstanceMigration
@@ -92,6 +104,10 @@ func TestLiveMigration(t *testing.T) {
 		if got := wentThrough(done); !slices.Equal(got, want) {
 			t.Errorf("phases %v, want %v", got, want)
 		}
+		// A watch shows each of them in a row of its own.
+		if got := phases(); !slices.Equal(got, want) {
+			t.Errorf("the watch showed %v, want %v", got, want)
+		}
 		out, err := cluster.Kubectl(t.Context(), "get", "vmim", "-n", ns)
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		if err != nil || strings.Join(strings.Fields(lines[0]), " ") != "NAME PHASE VMI" {
@@ -122,6 +138,16 @@ func TestLiveMigration(t *testing.T) {
 			t.Errorf("the VMI showed %s and shows %s, its pod has %s", was, is, pod.Status.PodIP)
 		}
 		cluster.Guest(t, ns, "mover").Eventually(cluster, boot, "ping -c1 -W2 "+node2IP(t), contains(" 0% packet loss"))
+		had := echoes()
+		if out, err := box.run("ping -n -c3 -W1 " + was); err == nil {
+			t.Errorf("the old address %s still answers: %s", was, out)
+		}
+		if has := echoes(); has != had {
+			t.Errorf("the old connection goes on: %s echoes, then %s", had, has)
+		}
+		if r := box.connect(is, 7); r != answered {
+			t.Errorf("at the new address %s a new connection is %s", is, r)
+		}
 	})
 	t.Run("the source's pod has completed", func(t *testing.T) {
 		source := &corev1.Pod{}

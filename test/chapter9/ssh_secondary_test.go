@@ -3,7 +3,6 @@ package chapter9
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,9 +15,6 @@ import (
 	"patchbay/internal/vmctl"
 	"patchbay/test/local"
 )
-
-// lanRange is what the DHCP server of the network "lan" gives out: its own address and the others.
-var lanRange = netip.MustParsePrefix("10.30.0.0/24")
 
 // lan makes a layer 2 network without addresses of its own, and a pod on it that is its DHCP server.
 func lan(t *testing.T, ns string) toolbox {

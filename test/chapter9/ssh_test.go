@@ -158,12 +158,9 @@ func TestStaticKey(t *testing.T) {
 			t.Fatal(out, err)
 		}
 		cluster.Eventually(t, soon, "the key in a new VM", func() error { // the controller has to see the annotation first
-			out, err := cluster.TryApply(t.Context(), ns, attachingManifest, attachedTo("project", "{name: default, masquerade: {}}", "{name: default, pod: {}}"))
-			if err != nil {
-				return err
-			}
+			cluster.Apply(t, ns, attachingManifest, attachedTo("project", "{name: default, masquerade: {}}", "{name: default, pod: {}}"))
 			if vm := readVM(t, ns, "project"); len(vm.Spec.Template.Spec.AccessCredentials) == 0 {
-				out, err = cluster.Kubectl(t.Context(), "delete", "vm", "project", "-n", ns)
+				out, err := cluster.Kubectl(t.Context(), "delete", "vm", "project", "-n", ns)
 				return fmt.Errorf("not there yet: %s %v", out, err)
 			}
 			return nil

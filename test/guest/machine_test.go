@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -78,14 +79,22 @@ func (m *machine) run(cmd *exec.Cmd) {
 	}
 	cmd.Stderr = os.Stderr
 	m.started = time.Now()
-	if err := cmd.Start(); err != nil {
-		m.t.Fatal(err)
-	}
+	started := make(chan error)
 	go func() {
+		runtime.LockOSThread() // QEMU is killed when the thread that started it ends
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
 		io.Copy(writerFunc(m.record), out) //nolint:errcheck // ends with QEMU
 		cmd.Wait()                         //nolint:errcheck // killed at the end
 		close(m.exited)
 	}()
+	if err := <-started; err != nil {
+		m.t.Fatal(err)
+	}
 	m.t.Cleanup(func() {
 		cmd.Process.Kill() //nolint:errcheck // it may have ended
 		<-m.exited

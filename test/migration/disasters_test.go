@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,12 +25,12 @@ type disaster struct {
 	patients map[string]patient
 }
 
-// begin has all machines migrate, and waits until they are on their way.
-func (d disaster) begin(t *testing.T) map[string]*virtv1.VirtualMachineInstanceMigration {
+// begin has all machines migrate by a rule, and waits until they are on their way.
+func (d disaster) begin(t *testing.T, rules string) map[string]*virtv1.VirtualMachineInstanceMigration {
 	t.Helper()
 	begun := map[string]*virtv1.VirtualMachineInstanceMigration{}
 	for name, p := range d.patients {
-		p.rules(t, slow)
+		p.rules(t, rules)
 		begun[name] = p.move(t, nil)
 	}
 	for name, p := range d.patients {
@@ -41,14 +42,32 @@ func (d disaster) begin(t *testing.T) map[string]*virtv1.VirtualMachineInstanceM
 // strikes lets something happen to all machines on their way. All of them stay.
 func (d disaster) strikes(t *testing.T, reason string, what func(t *testing.T)) {
 	t.Helper()
-	begun := d.begin(t)
+	begun := d.begin(t, slow)
 	what(t)
-	for name := range d.patients {
-		fails(t, begun[name], reason)
+	d.over(t, begun, reason)
+}
+
+func (d disaster) over(t *testing.T, begun map[string]*virtv1.VirtualMachineInstanceMigration, reason string) {
+	t.Helper()
+	for _, m := range begun {
+		fails(t, m, reason)
 	}
 	for _, p := range d.patients {
 		p.stays(t, "node-1")
 	}
+}
+
+// sourceAgent is killed while some guests are on their way and one is held: nobody but the next agent can let it go.
+func (d disaster) sourceAgent(t *testing.T) {
+	late := d.patients["late"]
+	others := maps.Clone(d.patients)
+	delete(others, "late")
+	begun := disaster{ns: d.ns, guard: d.guard, patients: others}.begin(t, slow)
+	late.rules(t, slow+"\n  "+holding)
+	begun["late"] = late.move(t, nil)
+	late.isHeld(t)
+	d.killAgent(t, "node-1")
+	d.over(t, begun, "agent")
 }
 
 // killAgent kills a node's agent and waits for the next one.
@@ -96,14 +115,14 @@ func isolate(t *testing.T, how string) {
 
 // cutOff cuts before the migrations begin, and in the middle of them.
 func (d disaster) cutOff(t *testing.T) {
+	some := maps.Clone(d.patients)
+	delete(some, "late")
+	on := disaster{ns: d.ns, guard: d.guard, patients: some}.begin(t, slow)
 	defer isolate(t, "off")
-	t.Run("on the way", func(t *testing.T) { d.strikes(t, "", func(t *testing.T) { isolate(t, "on") }) })
-	t.Run("before", func(t *testing.T) {
-		p := d.patients["engine"]
-		m := p.move(t, nil)
-		fails(t, m, "connect to node node-2 for the migration")
-		p.stays(t, "node-1")
-	})
+	isolate(t, "on")
+	before := d.patients["late"].move(t, nil)
+	d.over(t, on, "agent")
+	d.over(t, map[string]*virtv1.VirtualMachineInstanceMigration{"late": before}, "connect to node node-2 for the migration")
 }
 
 // diskFull leaves no room on the target for what the guest has written.
@@ -120,7 +139,7 @@ func (p patient) diskFull(t *testing.T) {
 func (d disaster) recover(t *testing.T) {
 	begun := map[string]*virtv1.VirtualMachineInstanceMigration{}
 	for name, p := range d.patients {
-		p.rules(t, "")
+		p.rules(t, "allowAutoConverge: false")
 		begun[name] = p.move(t, nil)
 	}
 	for name, p := range d.patients {
@@ -136,7 +155,7 @@ func (p patient) sourceDies(t *testing.T) {
 	m := p.move(t, nil)
 	p.isOnTheWay(t, m)
 	kill(t, p.guard.runner(t, p.name).pid, syscall.SIGKILL)
-	fails(t, m, "")
+	fails(t, m, "ended")
 	lab.Eventually(t, limit, "another guest runs", func() error {
 		vmi, err := p.instance(t.Context())
 		if err == nil && (vmi.UID == before.UID || vmi.Status.Phase != virtv1.Running) {

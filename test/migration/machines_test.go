@@ -18,9 +18,11 @@ import (
 const settings = `
 apiVersion: hco.kubevirt.io/v1beta1
 kind: HyperConverged
-metadata: {name: kubevirt-hyperconverged}
+metadata:
+  name: kubevirt-hyperconverged
+  annotations: {hco.kubevirt.io/deployPasstNetworkBinding: "true"}
 spec:
-  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20, progressTimeout: {{.progress}}}
+  liveMigrationConfig: {parallelMigrationsPerCluster: 20, parallelOutboundMigrationsPerNode: 20, completionTimeoutPerGiB: 800, progressTimeout: {{.progress}}}
 `
 
 // tenant is a layer 2 network that machines take with them, and a pod on it that talks to them.
@@ -42,7 +44,7 @@ spec:
     - {name: toolbox, image: "patchbay.io/guest/toolbox:latest", imagePullPolicy: IfNotPresent, command: [sleep, "86400"]}
 `
 
-// A machine sends back what it gets on port 9000, and keeps it. onDisk is copied to the other node with its disk, inMemory has none.
+// A machine sends back what it gets on port 9000, and keeps it; what it gets on port 9001 it carries out. onDisk is copied to the other node with its disk, inMemory has none.
 const machine = `
 apiVersion: kubevirt.io/v1
 kind: VirtualMachine
@@ -61,9 +63,10 @@ spec:
         memory: {guest: {{.memory}}}
         {{.firmware}}
         devices:
+          panicDevices: [{model: isa}]
           disks: [{{.disks}}{name: seed, disk: {bus: virtio}}]
-          interfaces: [{name: tenant, binding: {name: l2bridge}}]
-      networks: [{name: tenant, pod: {}}]
+          interfaces: {{.interfaces}}
+      networks: {{.networks}}
       volumes:
         {{.volumes}}
         - name: seed
@@ -72,7 +75,8 @@ spec:
               #cloud-config
               runcmd:
                 - [sh, -c, "mkfifo /tmp/back; (nc -l -p 9000 </tmp/back | tee /tmp/got >/tmp/back) >/dev/null 2>&1 &"]
-            networkData: "version: 2\nethernets:\n  eth0: {dhcp4: true}\n"
+                - [sh, -c, "(while true; do nc -l -p 9001 | sh; done) >/dev/null 2>&1 &"]
+            networkData: "version: 2\nethernets: {eth0: {dhcp4: true}, eth1: {dhcp4: true}, eth2: {dhcp4: true}}\n"
 `
 
 var onDisk = map[string]string{
@@ -125,7 +129,8 @@ func configure(t *testing.T, progress string) {
 
 func startMachine(t *testing.T, ns, name, node string, kind map[string]string) {
 	t.Helper()
-	values := maps.Clone(kind)
+	values := map[string]string{"interfaces": "[{name: tenant, binding: {name: l2bridge}}]", "networks": "[{name: tenant, pod: {}}]"}
+	maps.Copy(values, kind)
 	values["name"], values["node"] = name, node
 	lab.Apply(t, ns, machine, values)
 }
@@ -205,6 +210,12 @@ func reasonOf(m *virtv1.VirtualMachineInstanceMigration) string {
 		return ""
 	}
 	return m.Status.MigrationState.FailureReason
+}
+
+// does has the guest carry something out.
+func (g guest) does(t *testing.T, what string) {
+	t.Helper()
+	inBox(t, g.ns, fmt.Sprintf("cat <<'EOF' | timeout 60 nc %s 9001\n%s\nEOF", g.ip, what))
 }
 
 func inBox(t *testing.T, ns, command string) string {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	virtv1 "kubevirt.io/api/core/v1"
 
@@ -122,16 +123,29 @@ func passtPorts(ports []virtv1.Port) (tcp, udp []uint16) {
 	return slices.Compact(tcp), slices.Compact(udp)
 }
 
+// unplugged is how long the link of a guest that has come by migration is down. A guest that finds it up when it looks has noticed nothing.
+const unplugged = time.Second
+
 // refreshPasst has a guest that has come by migration ask for its addresses again: those of a pod are not those of another.
 func (d *domain) refreshPasst(ctx context.Context) {
-	for _, c := range d.cards {
+	if d.setPasstLinks(ctx, false) {
+		sleep(ctx, unplugged)
+		d.setPasstLinks(context.WithoutCancel(ctx), true)
+	}
+}
+
+// setPasstLinks sets the links of all NICs that passt serves, and says whether there are some.
+func (d *domain) setPasstLinks(ctx context.Context, up bool) (some bool) {
+	ctx, cancel := context.WithTimeout(ctx, actLimit)
+	defer cancel()
+	for _, c := range d.list() {
 		if c.Wired.Passt == nil || c.Interface.State == virtv1.InterfaceStateLinkDown {
 			continue
 		}
-		for _, up := range []bool{false, true} {
-			if err := d.monitor.SetLink(ctx, qemu.NICDevice(c.Interface.Name), up); err != nil {
-				d.log.Warn("the guest does not learn its new address before its lease ends", "interface", c.Interface.Name, "error", err)
-			}
+		some = true
+		if err := d.monitor.SetLink(ctx, qemu.NICDevice(c.Interface.Name), up); err != nil {
+			d.log.Warn("the guest does not learn its new address before its lease ends", "interface", c.Interface.Name, "error", err)
 		}
 	}
+	return some
 }

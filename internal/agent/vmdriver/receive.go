@@ -377,7 +377,7 @@ func (r *receiver) run(uid string, running bool) error {
 	r.update(func(s *vmstate.Receiving) { s.Taken, s.TakenAt, s.Failure = true, at, "" })
 	r.log.Info("the guest runs here", "bytes", r.counter.Received())
 	_ = d.monitor.Announce(ctx) // QEMU has done so once, before the guest ran
-	d.refreshPasst(ctx)
+	r.running.Go(func() { d.refreshPasst(r.ctx) })
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package vmdriver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -88,7 +89,7 @@ func (a *attached) MigrationProgress(ctx context.Context) (p access.MigrationPro
 		m, err := d.monitor.Migration(ctx)
 		p = access.MigrationProgress{
 			State: m.Status, TotalBytes: m.RAM.Total, RemainingBytes: m.RAM.Remaining, TransferredBytes: m.RAM.Transferred,
-			BitsPerSecond: int64(m.RAM.MBps * 1e6), DowntimeMilliseconds: m.Downtime, ElapsedMilliseconds: m.TotalTime,
+			BitsPerSecond: int64(m.RAM.MBps * 1e6), DowntimeMilliseconds: cmp.Or(m.Downtime, m.Expected), ElapsedMilliseconds: m.TotalTime,
 		}
 		return err
 	})

@@ -214,11 +214,14 @@ func (d *duo) killAgent(s *side) {
 
 func (d *duo) see(s *side) { s.view = d.vmi }
 
-// events are what can happen; the last ones are failures.
-var events = []struct {
+// event is something that happens.
+type event struct {
 	name string
 	do   func(*duo)
-}{
+}
+
+// events are what can happen; the last ones are failures.
+var events = []event{
 	{"source's turn", func(d *duo) { d.turn(&d.source) }},
 	{"target's turn", func(d *duo) { d.turn(&d.target) }},
 	{"source sees the object", func(d *duo) { d.see(&d.source) }},
@@ -262,17 +265,56 @@ func TestOneGuestRuns(t *testing.T) {
 			}
 			d.happen(t, seed, n)
 		}
-		for range 40 { // no more failures; everybody sees everything
-			for _, n := range []int{2, 3, 0, 1, 4, 5, 6} {
-				d.happen(t, seed, n)
-			}
-		}
+		d.calm(t, seed)
 		ends[d.end(t, seed)]++
 	}
 	for _, end := range []string{"moved", "stayed", "died", "torn"} {
 		if ends[end] == 0 {
 			t.Errorf("no story ended with %q: %v", end, ends)
 		}
+	}
+}
+
+// calm has no more failures, and everybody sees everything.
+func (d *duo) calm(t *testing.T, seed uint64) {
+	for range 40 {
+		for _, n := range []int{2, 3, 0, 1, 4, 5, 6} {
+			d.happen(t, seed, n)
+		}
+	}
+}
+
+// TestOrders replays what was seen to happen to real guests.
+func TestOrders(t *testing.T) {
+	const sent = "target's turn, target's turn, source sees the object, source's turn, source's turn, sender goes on"
+	for _, c := range []struct{ name, end, story string }{
+		{"nothing happens", "moved", sent},
+		{"the source's agent is killed while the guest is held", "stayed", sent + ", sender holds the guest, source's agent is killed"},
+		{"the target's QEMU dies while the guest is held", "stayed", sent + ", sender holds the guest, target's QEMU dies"},
+		{"the held guest is taken along", "moved", sent + ", sender holds the guest, sender goes on, sender goes on"},
+		{"the source's agent is killed when QEMU has sent everything", "stayed", sent + ", sender goes on, source's agent is killed"},
+		{"the source's agent is killed when it has given the guest away", "moved", sent + ", sender goes on, sender goes on, source's agent is killed"},
+		{"post-copy", "moved", sent + ", sender begins post-copy, sender goes on, sender goes on, target's turn, source sees the object, source's turn"},
+		{"post-copy is cut before the guest runs on the target", "stayed", sent + ", sender begins post-copy, source's agent is killed"},
+		{"the target's agent is killed during post-copy", "torn", sent + ", sender begins post-copy, sender goes on, sender goes on, target's agent is killed"},
+		{"the source's agent is killed during post-copy", "torn", sent + ", sender begins post-copy, sender goes on, sender goes on, source's agent is killed"},
+		{"the source's QEMU dies during post-copy", "torn", sent + ", sender begins post-copy, sender goes on, sender goes on, source's QEMU dies"},
+		{"the target's QEMU dies during post-copy", "died", sent + ", sender begins post-copy, sender goes on, sender goes on, target's QEMU dies"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := newDuo()
+			for _, what := range strings.Split(c.story, ", ") {
+				n := slices.IndexFunc(events, func(e event) bool { return e.name == what })
+				if n < 0 {
+					t.Fatalf("nothing is called %q", what)
+				}
+				d.happen(t, 0, n)
+			}
+			d.calm(t, 0)
+			if end := d.end(t, 0); end != c.end {
+				t.Errorf("it %s, want it to have %s", end, c.end)
+			}
+		})
 	}
 }
 

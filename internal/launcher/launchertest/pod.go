@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,8 +86,9 @@ func Start(t testing.TB, config Config) *Pod {
 	p.command = exec.Command(args[0], args[1:]...)
 	p.command.Stdout, p.command.Stderr = p.log, p.log
 	p.command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(t, p.command.Start())
-	go p.wait()
+	started := make(chan error)
+	go p.run(started)
+	must(t, <-started)
 	t.Cleanup(func() { p.end(t) })
 	var err error
 	p.Run, err = client.Open(p.RunPath)
@@ -96,7 +98,15 @@ func Start(t testing.TB, config Config) *Pod {
 	return p
 }
 
-func (p *Pod) wait() {
+// run keeps its thread: the signal that the parent's death sends is sent at the end of the thread that started the child.
+func (p *Pod) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.command.Start()
+	started <- err
+	if err != nil {
+		return
+	}
 	_ = p.command.Wait()
 	status := p.command.ProcessState.Sys().(syscall.WaitStatus)
 	p.code = status.ExitStatus()

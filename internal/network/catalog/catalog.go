@@ -6,6 +6,7 @@ package catalog
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -103,7 +104,6 @@ func (c *Catalog) join(key string, wanted netconf.Network, id int, made string) 
 			return c.disown(n, key), err
 		}
 	}
-	alone := known && len(n.definitions) == 0 || known && len(n.definitions) == 1 && n.definitions[key]
 	switch {
 	case !known:
 		if id, err = c.number(wanted.Name, id); err != nil {
@@ -114,7 +114,7 @@ func (c *Catalog) join(key string, wanted netconf.Network, id int, made string) 
 	case n.Equal(wanted), n.Extends(wanted): // of several definitions one is changed after the other
 	case wanted.Extends(n.Network):
 		n.Network, changed = wanted, true
-	case !alone:
+	case !n.alone(key):
 		return c.disown(n, key), netconf.Mismatch(key, wanted.Name)
 	case c.inUse(wanted.Name):
 		return c.disown(n, key), fmt.Errorf("%w: %w", netconf.Mismatch(key, wanted.Name), ErrRedefined)
@@ -201,6 +201,15 @@ func (c *Catalog) Ownerless(name string) bool {
 func (c *Catalog) Definition(key string) (Definition, bool) {
 	d, known := c.definitions[key]
 	return d, known
+}
+
+// Definitions are those that mean a network.
+func (c *Catalog) Definitions(name string) []string {
+	n, known := c.networks[name]
+	if !known {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(n.definitions))
 }
 
 // Primary is the definition of a namespace's primary network. Without one the error is ErrNoPrimary.

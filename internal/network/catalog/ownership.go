@@ -30,8 +30,7 @@ func maker(name, made string) error {
 // are among themselves. By hand a secondary network may be shared by its name, a primary one only within its namespace: it is
 // closed, and nobody can be asked whether another namespace may come in.
 func (c *Catalog) admit(n *network, key string, wanted netconf.Network, made string) error {
-	others := n.others(key)
-	if len(others) == 0 && !c.inUse(wanted.Name) {
+	if n.alone(key) && !c.inUse(wanted.Name) {
 		n.asked, n.home = made != "", namespaceOf(key)
 		return nil
 	}
@@ -40,7 +39,7 @@ func (c *Catalog) admit(n *network, key string, wanted netconf.Network, made str
 		return fmt.Errorf("network name %q: %w: only definitions that its user-defined network makes are on it; choose a name without an underscore", wanted.Name, ErrForeign)
 	case !n.asked && made != "":
 		return fmt.Errorf("network name %q: %w: definitions made by hand have it (%s) and pods are on it; end these pods and delete those definitions",
-			wanted.Name, ErrForeign, strings.Join(others, ", "))
+			wanted.Name, ErrForeign, strings.Join(n.others(key), ", "))
 	case made == "" && n.Role == podnetworks.Primary && n.home != namespaceOf(key):
 		return fmt.Errorf("network name %q: %w: it is the primary network of another namespace; choose another name, "+
 			"or have a ClusterUserDefinedNetwork made that selects both namespaces", wanted.Name, ErrForeign)
@@ -63,6 +62,11 @@ func (c *Catalog) expel(name, made string) (expelled []string) {
 		c.definitions[key] = d
 	}
 	return expelled
+}
+
+// alone tells whether no other definition means a network.
+func (n *network) alone(key string) bool {
+	return len(n.definitions) == 0 || len(n.definitions) == 1 && n.definitions[key]
 }
 
 // others are the definitions that mean a network, without one.

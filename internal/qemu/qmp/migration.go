@@ -7,9 +7,10 @@ import (
 
 // Migration is the progress of a live migration.
 type Migration struct {
-	Status    string `json:"status"`     // "" before the first, setup, active, device, completed, failed, cancelled, …
-	TotalTime int64  `json:"total-time"` // ms
-	Downtime  int64  `json:"downtime"`   // ms; expected until the end
+	Status    string `json:"status"`            // "" before the first, setup, active, device, completed, failed, cancelled, …
+	TotalTime int64  `json:"total-time"`        // ms
+	Downtime  int64  `json:"downtime"`          // ms; not there until the end
+	Expected  int64  `json:"expected-downtime"` // ms; while memory is sent
 	Error     string `json:"error-desc"`
 	RAM       struct {
 		Total       int64   `json:"total"`       // bytes

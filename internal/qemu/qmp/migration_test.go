@@ -32,7 +32,13 @@ func TestMigration(t *testing.T) {
 	if got.Status != "completed" || got.RAM.Total == 0 || got.RAM.Transferred == 0 {
 		t.Errorf("the migration is %+v", got)
 	}
-	status(t, source, "postmigrate")
+	for state := ""; state != "postmigrate"; { // QEMU tidies up first
+		now, err := source.Status(t.Context())
+		ok(t, err)
+		if state = now.State; state != "finish-migrate" && state != "postmigrate" {
+			t.Fatalf("the source is %q", state)
+		}
+	}
 	status(t, target, "running")
 	ok(t, source.MigrateCancel(t.Context())) // of nothing
 }

@@ -2,6 +2,8 @@ package lifecycle
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +14,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/vm/launcherpod"
 )
 
 // Sources of what status.interfaces says. The node's agent writes the others.
@@ -147,23 +150,21 @@ func keepAttached(vmi *virtv1.VirtualMachineInstance) *virtv1.VirtualMachineInst
 const inPlaceLimit = 15 * time.Second
 
 // markMigrationRequired says in the condition MigrationRequired that cards are being plugged or unplugged, and when that has taken so
-// long that a migration would help: its target starts with the cards that it is to have.
+// long that a migration would help: its target starts with the cards that it is to have. Nothing helps while a network does not exist.
 func (s *vmiStep) markMigrationRequired() {
 	const kind = virtv1.VirtualMachineInstanceMigrationRequired
-	if !s.vmi.IsRunning() || isMigrating(s.vmi) || !pluggingInPlace(s.vmi) {
+	if !s.vmi.IsRunning() || isMigrating(s.vmi) || !Plugging(s.vmi) {
 		removeVMICondition(s.vmi, kind)
 		return
 	}
 	now := metav1.NewTime(s.view.Now)
 	c := vmiCondition(s.vmi, kind)
+	missing := s.missingNetwork()
 	if c != nil && c.Status == corev1.ConditionTrue {
 		return
 	}
-	if c == nil {
-		setVMICondition(s.vmi, now, virtv1.VirtualMachineInstanceCondition{
-			Type: kind, Status: corev1.ConditionFalse, Reason: virtv1.VirtualMachineInstanceReasonAutoMigrationPending, Message: textPluggingInPlace,
-		})
-		s.after = sooner(s.after, inPlaceLimit)
+	if c == nil || missing != "" || c.Message != textPluggingInPlace {
+		s.markPlugging(missing)
 		return
 	}
 	if wait := c.LastTransitionTime.Add(inPlaceLimit).Sub(s.view.Now); wait > 0 {
@@ -178,8 +179,43 @@ func (s *vmiStep) markMigrationRequired() {
 	})
 }
 
-// pluggingInPlace says whether the guest's cards are not yet what they should be.
-func pluggingInPlace(vmi *virtv1.VirtualMachineInstance) bool {
+// markPlugging says that cards are being plugged, or what they wait for. The time that it may take begins when nothing is missing.
+func (s *vmiStep) markPlugging(missing string) {
+	const kind = virtv1.VirtualMachineInstanceMigrationRequired
+	message, look := textPluggingInPlace, inPlaceLimit
+	if missing != "" {
+		message, look = missing, createRetry
+	}
+	s.after = sooner(s.after, look)
+	if c := vmiCondition(s.vmi, kind); c != nil && c.Message == message {
+		return
+	}
+	if missing != "" {
+		s.warn(reasonHotPlugFailed, errors.New(missing))
+	}
+	removeVMICondition(s.vmi, kind)
+	setVMICondition(s.vmi, metav1.NewTime(s.view.Now), virtv1.VirtualMachineInstanceCondition{
+		Type: kind, Status: corev1.ConditionFalse, Reason: virtv1.VirtualMachineInstanceReasonAutoMigrationPending, Message: message,
+	})
+}
+
+// missingNetwork is why an interface cannot be plugged: its network does not exist. Empty: all are there.
+func (s *vmiStep) missingNetwork() string {
+	for _, i := range s.vmi.Spec.Domain.Devices.Interfaces {
+		n := indexNetwork(s.vmi.Spec.Networks, i.Name)
+		if n < 0 || s.vmi.Spec.Networks[n].Multus == nil || i.State == virtv1.InterfaceStateAbsent || inGuest(s.vmi, i.Name) {
+			continue
+		}
+		namespace, name := launcherpod.AttachmentKey(s.vmi.Namespace, s.vmi.Spec.Networks[n].Multus.NetworkName)
+		if key := namespace + "/" + name; !has(s.view.Networks, key) {
+			return fmt.Sprintf("interface %s: %v", i.Name, launcherpod.NetworkNotFoundError(key))
+		}
+	}
+	return ""
+}
+
+// Plugging says whether the guest's cards are not yet what they should be.
+func Plugging(vmi *virtv1.VirtualMachineInstance) bool {
 	return slices.ContainsFunc(vmi.Spec.Domain.Devices.Interfaces, func(i virtv1.Interface) bool {
 		n := indexNetwork(vmi.Spec.Networks, i.Name)
 		if i.Bridge == nil || n < 0 || isPrimary(vmi.Spec.Networks[n]) {

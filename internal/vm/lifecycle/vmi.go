@@ -25,7 +25,8 @@ type VMIView struct {
 	Pods []*corev1.Pod
 	// Claims are the existing persistent volume claims of the instance's volumes, by name.
 	Claims map[string]*corev1.PersistentVolumeClaim
-	// Networks are the resource names that existing network attachments ask for, by "namespace/name"; "" for none.
+	// Networks are the resource names that existing network attachments ask for, by "namespace/name"; "" for none. They are looked at
+	// before the instance has a pod, and while interfaces are being plugged.
 	Networks map[string]string
 	// Overlay is what the instance's pod asks of the overlay, by the name of the instance's network. While OverlayFault says
 	// why that is not known, no pod is made.
