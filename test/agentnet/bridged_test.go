@@ -3,6 +3,7 @@ package agentnet
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -140,8 +141,14 @@ func TestGuestOnABridgeWithoutAddresses(t *testing.T) {
 	}
 }
 
-// A macvlan receives for its own address only, which is the guest's.
+// A macvlan receives for its own address only, which is the guest's, whoever has chosen it.
 func TestGuestOnMacvlan(t *testing.T) {
+	for name, mac := range map[string]string{"with the plugin's address": "", "with an address of its own": "02:00:00:00:77:01"} {
+		t.Run(name, func(t *testing.T) { guestOnMacvlan(t, mac) })
+	}
+}
+
+func guestOnMacvlan(t *testing.T, mac string) {
 	parent := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "mvg-parent"}, PeerName: "mvg-switch"}
 	if err := netlink.LinkAdd(parent); err != nil {
 		t.Fatal(err)
@@ -154,7 +161,15 @@ func TestGuestOnMacvlan(t *testing.T) {
 	}
 	o, machine, peer := onBridge(t, `{"cniVersion":"1.0.0","name":"m","type":"macvlan","master":"mvg-parent","mode":"bridge","ipam":`+hostLocal(t, "10.2.2.0/24")+`}`)
 	record, _ := o.store.Get(machine.uid())
-	guest, _ := plugGuest(t, &vmdriver.Bridge{Serve: true, Log: lab.log}, machineNIC(t, o.bench, machine, "vm"))
+	nic := machineNIC(t, o.bench, machine, "vm")
+	if mac != "" {
+		nic.MAC, _ = net.ParseMAC(mac)
+		nic.Interface.MacAddress = mac
+	}
+	guest, wired := plugGuest(t, &vmdriver.Bridge{Serve: true, Log: lab.log}, nic)
+	if mac != "" && wired.MAC.String() != mac {
+		t.Errorf("the guest has %s, its NIC says %s", wired.MAC, mac)
+	}
 	guest.Up(t, record.Interfaces[1].IPs, nil)
 	mustPing(t, guest.Path, address(t, peer, "net1"))
 	mustPing(t, peer.netns, record.Interfaces[1].IPs[0].Addr())
@@ -162,7 +177,7 @@ func TestGuestOnMacvlan(t *testing.T) {
 	if err := netns.Do(machine.netns, func() error { return link.Remove("k6t-" + strings.TrimPrefix(record.Interfaces[1].Name, "pod")) }); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (&vmdriver.Bridge{Serve: true, Log: lab.log}).Refresh(t.Context(), machineNIC(t, o.bench, machine, "vm")); err != nil {
+	if _, err := (&vmdriver.Bridge{Serve: true, Log: lab.log}).Refresh(t.Context(), nic); err != nil {
 		t.Fatal(err)
 	}
 	mustPing(t, guest.Path, address(t, peer, "net1"))

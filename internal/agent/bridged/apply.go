@@ -164,9 +164,13 @@ func (p Plan) enslave(nic, bridge netlink.Link) error {
 	if err := quiet(p.NIC); err != nil {
 		return err
 	}
-	keeps := nic.Type() == "macvlan" // it receives for its own address only
-	if other := derived("nic", p.Uplink, p.MAC); !keeps && nic.Attrs().HardwareAddr.String() != other.String() {
-		if err := netlink.LinkSetHardwareAddr(nic, other); err != nil {
+	keeps := nic.Type() == "macvlan" // it receives for its own address only, which must be the guest's
+	own := derived("nic", p.Uplink, p.MAC)
+	if keeps {
+		own = p.guest()
+	}
+	if nic.Attrs().HardwareAddr.String() != own.String() {
+		if err := netlink.LinkSetHardwareAddr(nic, own); err != nil {
 			return fmt.Errorf("set the MAC address of %s: %w", p.NIC, err)
 		}
 	}
@@ -178,7 +182,7 @@ func (p Plan) enslave(nic, bridge netlink.Link) error {
 		return fmt.Errorf("keep %s from learning on %s: %w", p.Bridge, p.NIC, err)
 	}
 	if keeps {
-		if err := disown(nic); err != nil {
+		if err := disown(nic, own); err != nil {
 			return err
 		}
 	}
@@ -189,10 +193,10 @@ func (p Plan) enslave(nic, bridge netlink.Link) error {
 }
 
 // disown has the bridge forward what is sent to the port's own address, instead of keeping it: the guest has the same address.
-func disown(nic netlink.Link) error {
-	entry := &netlink.Neigh{LinkIndex: nic.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, HardwareAddr: nic.Attrs().HardwareAddr}
+func disown(nic netlink.Link, own net.HardwareAddr) error {
+	entry := &netlink.Neigh{LinkIndex: nic.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, HardwareAddr: own}
 	if err := netlink.NeighDel(entry); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("have the bridge forward frames for %s: %w", nic.Attrs().HardwareAddr, err)
+		return fmt.Errorf("have the bridge forward frames for %s: %w", own, err)
 	}
 	return nil
 }

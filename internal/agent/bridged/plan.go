@@ -23,6 +23,7 @@ type Plan struct {
 	Bridge string
 	Tap    string
 	MAC    net.HardwareAddr // of Uplink: the guest's, unless it has another
+	Guest  net.HardwareAddr // the guest's, if it has another
 	MTU    int
 	IPs    []netip.Prefix // of Uplink
 	Queues int
@@ -89,6 +90,14 @@ func (p Plan) IPv4() (netip.Prefix, bool) {
 		}
 	}
 	return netip.Prefix{}, false
+}
+
+// guest is the guest's address.
+func (p Plan) guest() net.HardwareAddr {
+	if p.Guest != nil {
+		return p.Guest
+	}
+	return p.MAC
 }
 
 // bridgeMAC is none of the addresses on the network: the bridge must not be taken for the guest.

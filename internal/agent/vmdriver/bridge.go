@@ -76,7 +76,11 @@ func (w *Bridge) plan(nic NIC) (podnet.Interface, bridged.Plan, error) {
 		return i, bridged.Plan{}, fmt.Errorf("interface %q: its network has no device in the pod", nic.Interface.Name)
 	}
 	index := slices.IndexFunc(nic.VMI.Spec.Domain.Devices.Interfaces, func(other virtv1.Interface) bool { return other.Name == nic.Interface.Name })
-	return i, bridged.NewPlan(i, nic.Queues, max(index, 0), w.Serve), nil
+	p := bridged.NewPlan(i, nic.Queues, max(index, 0), w.Serve)
+	if nic.Interface.MacAddress != "" {
+		p.Guest = nic.MAC
+	}
+	return i, p, nil
 }
 
 func (w *Bridge) wired(nic NIC, i podnet.Interface, p bridged.Plan) (*Wired, error) {
