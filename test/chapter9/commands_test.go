@@ -33,7 +33,7 @@ apiVersion: migrations.kubevirt.io/v1alpha1
 kind: MigrationPolicy
 metadata: {name: {{.namespace}}-slowly}
 spec:
-  bandwidthPerMigration: 16Mi
+  bandwidthPerMigration: 32Mi
   selectors: {namespaceSelector: {kubernetes.io/metadata.name: {{.namespace}}}}
 `
 
