@@ -35,6 +35,9 @@ func addAddresses(_ context.Context, h *Host) error {
 			return addressOwner(ctx, api, h.Node, pod)
 		},
 		Warn: func(_ context.Context, pod whereabouts.Pod, message string) {
+			if pod.UID == migrationnet.Container(h.Node) {
+				return // it is no pod; the Node says it
+			}
 			recorder.Eventf(&corev1.ObjectReference{
 				APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
 			}, nil, corev1.EventTypeWarning, reasonNoAddress, reasonNoAddress, "%s", message)

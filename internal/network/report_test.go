@@ -25,7 +25,7 @@ func TestWhoIsConcernedByARefusal(t *testing.T) {
 		"nic/shop/web/default":           {"*v1.VirtualMachineInstance shop/web"},
 		"network/blue":                   {"*v1.NetworkAttachmentDefinition shop/one", "*v1.NetworkAttachmentDefinition shop/two"},
 		"gateway/none":                   nil,
-		"networkpolicy/shop/p/(default)":   {"*v1.NetworkPolicy shop/p"},
+		"networkpolicy/shop/p/(default)": {"*v1.NetworkPolicy shop/p"},
 		"multinetworkpolicy/shop/p/blue": {"*v1beta1.MultiNetworkPolicy shop/p"},
 		"policy-group/policy_1":          nil,
 		"cluster":                        nil,

@@ -68,6 +68,7 @@ func PolicyMember(port, network string, groups []PolicyGroup, directions []netpo
 // PolicyRule allows traffic of the ports of Target with peers. Names are resolved: a named port is a rule for those who call that
 // number so.
 type PolicyRule struct {
+	Name   string // unique in its direction, and the same whatever other rules there are
 	Target PolicyGroup
 	// Anyone are all peers. Else the peers are those of the groups and blocks.
 	Anyone bool
@@ -93,13 +94,13 @@ func PolicyRows(p Policy) []nb.Row {
 
 func (p Policy) acls(d netpolicy.Direction, rules []PolicyRule) []nb.Row {
 	var rows []nb.Row
-	for i, rule := range rules {
+	for _, rule := range rules {
 		peers, some := rule.peers(d)
 		if !some {
 			continue
 		}
 		for _, traffic := range rule.traffic() {
-			key := fmt.Sprintf("%s/%s/%s/%s/%s/%d/%s", p.Kind, p.Namespace, p.Name, networkText(p.Network), d, i, traffic.name)
+			key := fmt.Sprintf("%s/%s/%s/%s/%s/%s/%s", p.Kind, p.Namespace, p.Name, networkText(p.Network), d, rule.Name, traffic.name)
 			rows = append(rows, policyACL(rule.Target, d, key, nb.ACLActionAllowRelated, conjunction(peers, traffic.match)))
 		}
 	}

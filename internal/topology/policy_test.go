@@ -21,16 +21,16 @@ func policies() map[string]Policy {
 	}
 	ports := []netpolicy.Range{{Protocol: "tcp", First: 80, Last: 80}, {Protocol: "tcp", First: 443, Last: 443}, {Protocol: "tcp", First: 8000, Last: 8100}, {Protocol: "udp", First: 53, Last: 53}, {Protocol: "sctp", First: 0, Last: 0}, {Protocol: "tcp", First: 80, Last: 80}}
 	return map[string]Policy{
-		"nobody":          policy([]PolicyRule{{Target: web}}, nil),
-		"anyone":          policy([]PolicyRule{{Target: web, Anyone: true}}, []PolicyRule{{Target: web, Anyone: true}}),
-		"groups":          policy([]PolicyRule{{Target: web, Groups: []PolicyGroup{web, db}}}, []PolicyRule{{Target: web, Groups: []PolicyGroup{db}}}),
-		"ports":           policy([]PolicyRule{{Target: web, Groups: []PolicyGroup{db}, Ports: ports}}, []PolicyRule{{Target: web, Anyone: true, Ports: ports[:2]}}),
-		"every number":    policy([]PolicyRule{{Target: web, Anyone: true, Ports: []netpolicy.Range{{Protocol: "tcp", First: 80, Last: 80}, {Protocol: "tcp", First: 0, Last: 0}}}}, nil),
-		"blocks":          policy([]PolicyRule{{Target: web, Blocks: []netpolicy.Block{block("10.0.0.0/8", "10.0.0.0/10", "10.255.0.0/16"), block("fd00::/16")}, Ports: ports[:1]}}, nil),
-		"everywhere":      policy([]PolicyRule{{Target: web, Blocks: []netpolicy.Block{block("0.0.0.0/0"), block("::/0")}}}, []PolicyRule{{Target: web, Blocks: []netpolicy.Block{block("0.0.0.0/0", "169.254.0.0/16")}}}),
-		"all excepted":    policy([]PolicyRule{{Target: web, Blocks: []netpolicy.Block{block("10.1.0.0/16", "10.0.0.0/8")}}}, nil),
-		"default":         {Kind: "NetworkPolicy", Namespace: "shop", Name: "p", Ingress: []PolicyRule{{Target: PolicyGroup{Selects: "x"}, Anyone: true}}},
-		"group and block": policy(nil, []PolicyRule{{Target: web, Groups: []PolicyGroup{db}, Blocks: []netpolicy.Block{block("192.0.2.7/32")}, Ports: ports[3:4]}}),
+		"nobody":          policy([]PolicyRule{{Name: "0", Target: web}}, nil),
+		"anyone":          policy([]PolicyRule{{Name: "0", Target: web, Anyone: true}}, []PolicyRule{{Name: "0", Target: web, Anyone: true}}),
+		"groups":          policy([]PolicyRule{{Name: "0", Target: web, Groups: []PolicyGroup{web, db}}}, []PolicyRule{{Name: "0", Target: web, Groups: []PolicyGroup{db}}}),
+		"ports":           policy([]PolicyRule{{Name: "0", Target: web, Groups: []PolicyGroup{db}, Ports: ports}}, []PolicyRule{{Name: "0", Target: web, Anyone: true, Ports: ports[:2]}}),
+		"every number":    policy([]PolicyRule{{Name: "0", Target: web, Anyone: true, Ports: []netpolicy.Range{{Protocol: "tcp", First: 80, Last: 80}, {Protocol: "tcp", First: 0, Last: 0}}}}, nil),
+		"blocks":          policy([]PolicyRule{{Name: "0", Target: web, Blocks: []netpolicy.Block{block("10.0.0.0/8", "10.0.0.0/10", "10.255.0.0/16"), block("fd00::/16")}, Ports: ports[:1]}}, nil),
+		"everywhere":      policy([]PolicyRule{{Name: "0", Target: web, Blocks: []netpolicy.Block{block("0.0.0.0/0"), block("::/0")}}}, []PolicyRule{{Name: "0", Target: web, Blocks: []netpolicy.Block{block("0.0.0.0/0", "169.254.0.0/16")}}}),
+		"all excepted":    policy([]PolicyRule{{Name: "0", Target: web, Blocks: []netpolicy.Block{block("10.1.0.0/16", "10.0.0.0/8")}}}, nil),
+		"default":         {Kind: "NetworkPolicy", Namespace: "shop", Name: "p", Ingress: []PolicyRule{{Name: "0", Target: PolicyGroup{Selects: "x"}, Anyone: true}}},
+		"group and block": policy(nil, []PolicyRule{{Name: "0", Target: web, Groups: []PolicyGroup{db}, Blocks: []netpolicy.Block{block("192.0.2.7/32")}, Ports: ports[3:4]}}),
 	}
 }
 

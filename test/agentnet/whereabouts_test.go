@@ -37,7 +37,9 @@ func rangedOn(t *testing.T, api client.Client, k *kube, dir, shim string, d defs
 		Owner: func(_ context.Context, pod whereabouts.Pod) (wbv1alpha1.Owner, error) {
 			return wbv1alpha1.Owner{Namespace: pod.Namespace, Name: pod.Name}, nil
 		},
-		Warn: func(_ context.Context, pod whereabouts.Pod, message string) { r.warned = append(r.warned, pod.Name+": "+message) },
+		Warn: func(_ context.Context, pod whereabouts.Pod, message string) {
+			r.warned = append(r.warned, pod.Name+": "+message)
+		},
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	server, err := cni.Listen(plugin.Socket, plugin.Do, lab.log)

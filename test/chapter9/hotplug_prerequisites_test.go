@@ -3,6 +3,7 @@ package chapter9
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -12,13 +13,15 @@ import (
 	"patchbay/test/local"
 )
 
-// emptyPorts counts the PCIe root ports of a guest that hold nothing.
-func emptyPorts(guest *local.Guest) int {
-	out := guest.Run(`n=0; for p in /sys/bus/pci/devices/*; do if [ "$(cat $p/class)" = 0x060400 ] && ! ls -d $p/0000:??:??.? >/dev/null 2>&1; then n=$((n+1)); fi; done; echo $n`)
-	n, err := strconv.Atoi(out)
-	if err != nil {
-		return -1
+// emptyPorts counts the PCIe root ports of a guest that hold nothing. The guest's log comes over the same console.
+func emptyPorts(t *testing.T, guest *local.Guest) int {
+	t.Helper()
+	out := guest.Run(`n=0; for p in /sys/bus/pci/devices/*; do if [ "$(cat $p/class)" = 0x060400 ] && ! ls -d $p/0000:??:??.? >/dev/null 2>&1; then n=$((n+1)); fi; done; echo "empty ports: $n."`)
+	match := regexp.MustCompile(`empty ports: (\d+)\.`).FindStringSubmatch(out)
+	if match == nil {
+		t.Fatalf("the guest printed %q", out)
 	}
+	n, _ := strconv.Atoi(match[1])
 	return n
 }
 

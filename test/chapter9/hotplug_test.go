@@ -115,7 +115,7 @@ func TestHotPlug(t *testing.T) {
 		}
 		return nil
 	})
-	empty := emptyPorts(guest)
+	empty := emptyPorts(t, guest)
 	t.Run("9.6.2-K1 applying the changed VM plugs the interface", func(t *testing.T) {
 		began := time.Now()
 		applyPlug(t, ns, "app-01", "dyn-nic")
@@ -231,7 +231,7 @@ func TestHotPlug(t *testing.T) {
 		if m := vmi.Status.Machine; m == nil || !strings.HasPrefix(m.Type, "pc-q35-") {
 			t.Fatalf("machine %+v, want q35", m)
 		}
-		if now := emptyPorts(guest); now != empty-3 {
+		if now := emptyPorts(t, guest); now != empty-3 {
 			t.Errorf("the guest had %d empty PCIe ports and has %d, want 3 less", empty, now)
 		}
 		refused := attachedTo("isa", "{name: default, masquerade: {}}", "{name: default, pod: {}}")

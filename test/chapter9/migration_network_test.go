@@ -29,6 +29,23 @@ spec:
     "ipam": {"type": "whereabouts", "range": "{{.range}}"}}'
 `
 
+// frontManifest is a pod whose first interface is on the network lan.
+const frontManifest = `
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{.name}}
+  annotations: {v1.multus-cni.io/default-network: lan}
+spec:
+  terminationGracePeriodSeconds: 0
+  nodeSelector: {kubernetes.io/hostname: node-2}
+  containers:
+    - name: toolbox
+      image: patchbay.io/guest/toolbox:latest
+      imagePullPolicy: IfNotPresent
+      command: [sleep, "86400"]
+`
+
 // movableOnLAN is movable with a second NIC on the network lan, and the eviction strategy written out.
 var movableOnLAN = strings.NewReplacer(
 	"            - {name: default, masquerade: {}, {{.interface}}}\n", "            - {name: default, masquerade: {}, {{.interface}}}\n            - {name: lan, bridge: {}}\n",
@@ -81,6 +98,17 @@ func spanningNodes(t *testing.T, ns string) (one, two toolbox) {
 			return nil
 		})
 		kubectl(t, "delete", "pod", "three", "-n", ns, "--wait=false")
+	})
+	t.Run("9.1-C6 another plugin makes a pod's first interface", func(t *testing.T) {
+		cluster.Apply(t, ns, frontManifest, map[string]string{"name": "front"})
+		ip := cluster.PodReady(t, ns, "front").Status.PodIP
+		if address, err := netip.ParseAddr(ip); err != nil || !factoryRange.Contains(address) {
+			t.Errorf("the pod's address is %s", ip)
+		}
+		cluster.Eventually(t, soon, "a pod of the network reaches it", func() error { return one.pings(ip) })
+		if config := get(t, "nad", "default", "-n", "patchbay-system", "-o", "jsonpath={.spec.config}"); !strings.Contains(config, "ovn-k8s-cni-overlay") {
+			t.Errorf("the cluster's default network is defined as %s", config)
+		}
 	})
 	t.Run("9.8.1-C4 the nodes' cards are on one network", func(t *testing.T) {
 		for device, other := range map[string]string{"net1": two.addressOn("net1"), "net2": two.addressOn("net2")} {

@@ -215,6 +215,8 @@ func TestPrimaryNetworkData(t *testing.T) {
 			return err
 		})
 		sameAgain(t, ns, "two", two, mac)
+		second := cluster.Guest(t, ns, "two")
+		second.Eventually(cluster, boot, "ip -4 -o addr show dev eth0", contains("inet "+two[0]+"/16"))
 		answersFrom(t, first, "machine one", two[0])
 	})
 	t.Run("9.3.2.2-C8 addresses survive the controller", func(t *testing.T) {
@@ -279,7 +281,8 @@ func killController(t *testing.T) {
 		if now := controllerPID(t); now == 0 || now == before {
 			return errors.New("not yet")
 		}
-		return nil
+		_, err := cluster.Kubectl(t.Context(), "get", "--raw", "/apis/subresources.kubevirt.io/v1") // the API server asks it
+		return err
 	})
 }
 

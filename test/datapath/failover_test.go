@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"patchbay/internal/network/policy"
 	"patchbay/internal/topology"
 )
 
@@ -77,6 +78,12 @@ func TestConnectionSurvivesTheMoveOfItsMachine(t *testing.T) {
 	for _, there := range []string{"node-1", "node-2"} { // away from the gateway and to it
 		t.Run("to "+there, func(t *testing.T) {
 			name, here := "moves-to-"+there[len(there)-1:], map[string]string{"node-1": "node-2", "node-2": "node-1"}[there]
+			if there == "node-2" { // the other way without any, so that nothing tracks its connection
+				p := newPolicing(t)
+				p.SetNetwork(policy.Network{Name: "blue", Services: true, Addresses: true})
+				p.member("blue", topology.NICPort("blue", name, "default"), "blue", name)
+				p.plain("blue", "podSelector: {}\npolicyTypes: [Ingress, Egress]\negress: [{}]")
+			}
 			if err := blue.startPod(name, here, 20); err != nil {
 				t.Fatal(err)
 			}

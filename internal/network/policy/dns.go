@@ -26,6 +26,7 @@ func (e *Enforcer) dnsRule(n *network, own string, d netpolicy.Direction, rule n
 	if d != netpolicy.Egress || !n.Services || !selected {
 		return out, false
 	}
+	out.Name = "-dns"
 	for _, server := range dnsPorts {
 		asked := func(p netpolicy.Ports) bool {
 			within := p.Name == "" && (p.First == 0 || p.First <= server.Number && server.Number <= p.Last)

@@ -292,12 +292,17 @@ func (n *network) concerns(p netpolicy.Policy) bool {
 	return false
 }
 
-func policyOwner(n *network, key netpolicy.Key) string {
-	network := n.Name
-	if network == "" {
-		network = "(default)" // no network beside it can be called so
+func (n *network) text() string {
+	if n.Name == "" {
+		return "(default)" // no network beside it can be called so
 	}
-	return strings.ToLower(key.Kind) + "/" + key.Namespace + "/" + key.Name + "/" + network
+	return n.Name
 }
+
+func policyOwner(n *network, key netpolicy.Key) string {
+	return strings.ToLower(key.Kind) + "/" + key.Namespace + "/" + key.Name + "/" + n.text()
+}
+
+func isolationOwner(n *network) string { return "policy-isolation/" + n.text() }
 
 func portOwner(port string) string { return "policy-port/" + port }

@@ -81,8 +81,11 @@ func (e *Enforcer) resolve(n *network, p netpolicy.Policy) *resolution {
 			continue // rules of a direction that policyTypes leaves out mean nothing
 		}
 		var out []topology.PolicyRule
-		for _, rule := range rules {
-			out = append(out, e.resolveRule(r, n, target, d, rule)...)
+		for i, rule := range rules {
+			for _, resolved := range e.resolveRule(r, n, target, d, rule) {
+				resolved.Name = fmt.Sprint(i) + resolved.Name
+				out = append(out, resolved)
+			}
 		}
 		if d == netpolicy.Ingress {
 			r.policy.Ingress = out
@@ -142,6 +145,7 @@ func peersOf(n *network, namespace string, rule netpolicy.Rule) []*group {
 
 func namedRule(r *resolution, n *network, target *group, d netpolicy.Direction, base topology.PolicyRule, peers []*group, number NamedPort) topology.PolicyRule {
 	rule := base
+	rule.Name = fmt.Sprintf("-%s-%d", number.Name, number.Number)
 	rule.Ports = []netpolicy.Range{{Protocol: number.Protocol, First: number.Number, Last: number.Number}}
 	if d == netpolicy.Ingress {
 		rule.Target = r.use(target.calling(number))

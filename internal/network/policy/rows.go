@@ -40,7 +40,7 @@ func (e *Enforcer) drop(n *network, key netpolicy.Key) {
 	}
 	e.refreshTouched(n, touched)
 	if len(n.policies) == 0 {
-		e.out["policy-isolation/"+n.Name] = nil
+		e.out[isolationOwner(n)] = nil
 	}
 }
 
@@ -54,7 +54,7 @@ func (e *Enforcer) rebuild(n *network, affected func(*resolution) bool) {
 }
 
 func (e *Enforcer) isolate(n *network) {
-	e.out["policy-isolation/"+n.Name] = topology.IsolationRows(topology.Isolation{Network: n.Name, Services: n.Services, Nodes: n.Nodes})
+	e.out[isolationOwner(n)] = topology.IsolationRows(topology.Isolation{Network: n.Name, Services: n.Services, Nodes: n.Nodes})
 }
 
 // join lets a policy use a group, which exists from then on. touched gathers the namespaces of its ports, "" for all.
