@@ -84,7 +84,7 @@ func TestFailures(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := watch(t, ns)
-	kinds := map[string]map[string]string{"engine": inMemory, "late": inMemory, "wish": onDisk}
+	kinds := map[string]map[string]string{"engine": inMemory, "late": live(inMemory), "wish": onDisk}
 	for name, kind := range kinds {
 		startMachine(t, ns, name, "node-1", kind)
 	}
@@ -131,7 +131,9 @@ func (p patient) timeouts(t *testing.T) {
 			kill(t, p.guard.waiter(t, p.name).pid, syscall.SIGSTOP) // it takes nothing any more
 		})
 	})
-	t.Run("completion, and the guest is held", p.held)
+	t.Run("completion, and the guest was held", func(t *testing.T) {
+		p.struck(t, slow+"\n  "+holding, "Live migration is not completed after 10 sec and has been aborted", p.isHeld)
+	})
 }
 
 // holding lets a migration stop the guest when its time is up.
@@ -151,32 +153,6 @@ func (p patient) isHeld(t *testing.T) {
 			}
 		}
 		return fmt.Errorf("state %+v", vmi.Status.MigrationState)
-	})
-}
-
-// held guests run again, here or there. This one changes its memory faster than it may be sent: it would never come to an end.
-func (p patient) held(t *testing.T) {
-	t.Run("and let go", func(t *testing.T) {
-		p.struck(t, slow+"\n  "+holding, "Live migration is not completed after 10 sec and has been aborted", p.isHeld)
-	})
-	t.Run("and taken along", func(t *testing.T) {
-		on := p.node(t)
-		p.does(t, "head -c 20M /dev/urandom >/tmp/a; (while sleep 0.1; do cp /tmp/a /tmp/b; done) & echo $! >/tmp/changes")
-		p.rules(t, "bandwidthPerMigration: 32Mi\n  allowPostCopy: true\n  completionTimeoutPerGiB: 6") // which few nodes can do
-		m := p.move(t, nil)
-		reaches(t, m, virtv1.MigrationSucceeded)
-		p.talk.goesOn(t)
-		p.guard.alone(t, p.name)
-		vmi := lab.Running(t, p.ns, p.name)
-		if mode := m.Status.MigrationState.Mode; vmi.Status.NodeName == on || mode != virtv1.MigrationPaused && mode != virtv1.MigrationPostCopy {
-			t.Errorf("the guest was on %s and is on %s, by %s", on, vmi.Status.NodeName, mode)
-		}
-		for _, c := range vmi.Status.Conditions {
-			if c.Type == virtv1.VirtualMachineInstancePaused {
-				t.Errorf("the guest is paused: %s", c.Reason)
-			}
-		}
-		p.does(t, "kill $(cat /tmp/changes)")
 	})
 }
 

@@ -12,7 +12,7 @@ const rounds = 20
 // TestRounds moves a machine to and fro. One connection is open all the time.
 func TestRounds(t *testing.T) {
 	ns := newTenant(t)
-	startMachine(t, ns, "mover", "node-1", onDisk)
+	startMachine(t, ns, "mover", "node-1", live(onDisk))
 	g := started(t, ns, "mover")
 	c := startTalk(t, g)
 	p := startPings(t, g)
