@@ -46,6 +46,7 @@ var measurements = []measurement{
 	{"plug", measurePlug},
 	{"overlay", measureOverlay},
 	{"tenant", measureTenant},
+	{"migrate", measureMigrate},
 	{"memory", measureControlPlane},
 	{"mac", measureMAC},
 }

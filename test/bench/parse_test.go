@@ -45,3 +45,30 @@ func TestPickOptions(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestGap(t *testing.T) {
+	all, err := parseAnswers("PING 10.0.0.1 (10.0.0.1) 56(84) bytes of data.\n" +
+		"[1700000000.010000] 64 bytes from 10.0.0.1: icmp_seq=1 ttl=64 time=0.5 ms\n" +
+		"[1700000000.020000] 64 bytes from 10.0.0.1: icmp_seq=2 ttl=64 time=0.5 ms\n" +
+		"[1700000000.500000] From 10.0.0.2 icmp_seq=3 Destination Host Unreachable\n" +
+		"[1700000000.100000] 64 bytes from 10.0.0.1: icmp_seq=9 ttl=64 time=0.5 ms\n" +
+		"[1700000001.100000] 64 bytes from 10.0.0.1: icmp_seq=10 ttl=64 time=0.5 ms\n")
+	if err != nil || len(all) != 4 {
+		t.Fatalf("%d answers, %v", len(all), err)
+	}
+	begin := time.Unix(1700000000, 0)
+	cases := map[string]struct {
+		from, to, want time.Duration // 0: an error
+	}{
+		"the first three": {0, 110 * time.Millisecond, 80 * time.Millisecond},
+		"all":             {0, 1200 * time.Millisecond, time.Second},
+		"silent at last":  {0, 500 * time.Millisecond, 400 * time.Millisecond},
+		"nothing":         {2 * time.Second, 3 * time.Second, 0},
+	}
+	for name, c := range cases {
+		got, err := all.gap(begin.Add(c.from), begin.Add(c.to))
+		if got != c.want || (err == nil) != (c.want != 0) {
+			t.Errorf("%s: %s, %v; want %s", name, got, err, c.want)
+		}
+	}
+}

@@ -102,3 +102,29 @@ func (n *plainNet) remove(ctx context.Context) {
 	}
 	_, _ = n.bench.nbctl(ctx, "--if-exists", "ls-del", n.name, "--", "destroy", "dhcp_options", n.dhcp)
 }
+
+// host makes a network namespace that is a host on the switch, joined to a node's integration bridge by a veth.
+func (n *plainNet) host(ctx context.Context, node, device, name, mac, address string) error {
+	ns, port := n.bench.nodeNamespace(node), n.name+"-"+name
+	_, _ = command(ctx, "ip", "netns", "del", name) // of a run that was killed
+	if err := n.port(ctx, port, mac, address[:len(address)-len("/24")]); err != nil {
+		return err
+	}
+	for _, line := range []string{
+		"ip netns add " + name,
+		"ip link add " + device + " netns " + ns + " type veth peer name eth0 netns " + name,
+		"ip -n " + name + " link set eth0 address " + mac + " mtu 1400 up",
+		"ip -n " + name + " addr add " + address + " dev eth0",
+		"nsenter --net=/run/netns/" + name + " ethtool -K eth0 tx off",
+		"nsenter --net=/run/netns/" + ns + " sysctl -qw net.ipv6.conf." + device + ".disable_ipv6=1",
+		"nsenter --net=/run/netns/" + ns + " nft add table netdev bench-" + device,
+		"nsenter --net=/run/netns/" + ns + " nft add chain netdev bench-" + device + " in { type filter hook ingress device " + device + " priority 0; policy drop; }",
+		"ip -n " + ns + " link set " + device + " up",
+	} {
+		if _, err := command(ctx, strings.Fields(line)...); err != nil {
+			return err
+		}
+	}
+	_, err := n.bench.vsctl(ctx, node, "add-port", "br-int", device, "--", "set", "interface", device, "external_ids:iface-id="+port)
+	return err
+}
