@@ -148,7 +148,7 @@ func vmWeight(guestName string) (float64, error) {
 		if err != nil {
 			continue
 		}
-		mib, err := pss(pid, func(kib int) bool { return kib == guestMiB<<10 })
+		mib, err := pss(pid, func(kib int) bool { return kib>>10 == guestMiB })
 		if err != nil {
 			return 0, err
 		}

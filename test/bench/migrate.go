@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,8 +14,8 @@ import (
 )
 
 const (
-	moves      = 4
-	plainMoves = 4
+	moves      = 20
+	plainMoves = 10
 )
 
 const moveNetwork = `{"cniVersion": "0.3.1", "name": "bench-move", "type": "ovn-k8s-cni-overlay", "topology": "layer2",
@@ -152,7 +151,6 @@ func (b *bench) moveMachine(ctx context.Context, vmi *virtv1.VirtualMachineInsta
 		broken = 1
 	}
 	out, err := in("cat /tmp/ping.log")
-	os.WriteFile("/tmp/benchspike/ping.log", []byte(out), 0o644)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -38,9 +38,9 @@ func TestMedianRTT(t *testing.T) {
 }
 
 func TestPickOptions(t *testing.T) {
-	args := strings.Fields("/usr/bin/qemu -accel tcg,thread=multi -cpu max -device VGA,id=v " +
+	args := strings.Fields("/usr/bin/qemu -accel tcg,thread=multi -cpu max -m size=131080K -device VGA,id=v " +
 		"-device virtio-net-pci,netdev=net-a,id=nic-a,mac=02:00:00:00:00:01,csum=off,gso=off,romfile=,bus=port1,addr=0x0 -S")
-	want := likeOurs{accel: "tcg,thread=multi", cpu: "max", card: ",csum=off,gso=off,romfile="}
+	want := likeOurs{accel: "tcg,thread=multi", cpu: "max", memory: "size=131080K", card: ",csum=off,gso=off,romfile="}
 	if diff := cmp.Diff(want, pickOptions(args), cmp.AllowUnexported(likeOurs{})); diff != "" {
 		t.Error(diff)
 	}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +26,7 @@ type plainGuest struct {
 // what the network card leaves to the switch.
 type likeOurs struct {
 	accel, cpu string
+	memory     string // an emulated guest's is odd, without which QEMU 7.2 loses changes to it in a migration
 	card       string // options of the device, each with a comma before it
 }
 
@@ -53,6 +53,8 @@ func pickOptions(args []string) likeOurs {
 			o.accel = value
 		case arg == "-cpu":
 			o.cpu = value
+		case arg == "-m":
+			o.memory = value
 		case arg == "-device" && strings.HasPrefix(value, "virtio-net-pci,"):
 			o.card = cardOptions(value)
 		}
@@ -87,7 +89,7 @@ func (b *bench) startGuest(ctx context.Context, c plainGuestConfig) (*plainGuest
 		return nil, err
 	}
 	args := []string{"--net=/run/netns/" + b.nodeNamespace(c.node), "qemu-system-x86_64", "-M", "q35", "-accel", c.like.accel, "-cpu", c.like.cpu,
-		"-m", strconv.Itoa(guestMiB), "-display", "none", "-nodefaults", "-vga", "std",
+		"-m", c.like.memory, "-display", "none", "-nodefaults", "-vga", "std",
 		"-qmp", "unix:" + filepath.Join(c.dir, "qmp") + ",server=on,wait=off", "-serial", "unix:" + filepath.Join(c.dir, "serial") + ",server=on,wait=off",
 		"-blockdev", "driver=qcow2,node-name=disk0,cache.no-flush=on,file.driver=file,file.filename=" + c.disk,
 		"-device", "virtio-blk-pci,drive=disk0", "-netdev", "tap,id=n,ifname=" + c.tap + ",script=no,downscript=no,vhost=off",
