@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -37,18 +38,21 @@ type row struct {
 type measurement struct {
 	name string
 	run  func(ctx context.Context, b *bench) ([]row, error)
+	// alone says that it needs no cluster.
+	alone bool
 }
 
 var measurements = []measurement{
-	{"up", measureUp},
-	{"cni", measureCNI},
-	{"boot", measureBoot},
-	{"plug", measurePlug},
-	{"overlay", measureOverlay},
-	{"tenant", measureTenant},
-	{"migrate", measureMigrate},
-	{"memory", measureControlPlane},
-	{"mac", measureMAC},
+	{name: "up", run: measureUp},
+	{name: "cni", run: measureCNI},
+	{name: "boot", run: measureBoot},
+	{name: "plug", run: measurePlug},
+	{name: "overlay", run: measureOverlay},
+	{name: "tenant", run: measureTenant},
+	{name: "migrate", run: measureMigrate},
+	{name: "memory", run: measureControlPlane},
+	{name: "mac", run: measureMAC, alone: true},
+	{name: "scale", run: measureScale, alone: true},
 }
 
 type bench struct {
@@ -57,7 +61,7 @@ type bench struct {
 
 func main() {
 	output := flag.String("output", "text", "text or json")
-	only := flag.String("only", "", "measurements to run, separated by commas (up always runs)")
+	only := flag.String("only", "", "measurements to run, separated by commas (up runs before those that need a cluster)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -83,10 +87,7 @@ func run(ctx context.Context, only string) (rows []row, err error) {
 			err = downErr
 		}
 	}()
-	for _, m := range measurements {
-		if only != "" && m.name != "up" && !strings.Contains(","+only+",", ","+m.name+",") {
-			continue
-		}
+	for _, m := range chosen(only) {
 		fmt.Fprintf(os.Stderr, "measuring %s …\n", m.name)
 		more, err := m.run(ctx, b)
 		rows = append(rows, more...)
@@ -95,6 +96,18 @@ func run(ctx context.Context, only string) (rows []row, err error) {
 		}
 	}
 	return rows, nil
+}
+
+// chosen are the measurements of a list of names, and the one that starts the cluster if any of them needs it.
+func chosen(only string) []measurement {
+	if only == "" {
+		return measurements
+	}
+	all := slices.DeleteFunc(slices.Clone(measurements), func(m measurement) bool { return !strings.Contains(","+only+",", ","+m.name+",") })
+	if len(all) > 0 && all[0].name != measurements[0].name && slices.ContainsFunc(all, func(m measurement) bool { return !m.alone }) {
+		all = append([]measurement{measurements[0]}, all...)
+	}
+	return all
 }
 
 func print(out io.Writer, rows []row, format string) error {
