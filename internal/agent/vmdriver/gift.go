@@ -11,7 +11,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"patchbay/internal/agent/durable"
 	"patchbay/internal/qemu/qmp"
 )
 
@@ -37,7 +36,14 @@ func (d *Driver) note(vmi types.UID, g gift) error {
 	if err := os.MkdirAll(d.StateDir, 0o700); err != nil {
 		return fmt.Errorf("note that the guest moves: %w", err)
 	}
-	if err := durable.Write(d.giftFile(vmi), text, 0o600); err != nil {
+	// The guest stands still meanwhile, so nobody waits for the disk: what is written outlives every process of this node, and a node that
+	// loses power loses QEMU too.
+	next := d.giftFile(vmi) + ".next"
+	err = os.WriteFile(next, text, 0o600)
+	if err == nil {
+		err = os.Rename(next, d.giftFile(vmi))
+	}
+	if err != nil {
 		return fmt.Errorf("note that the guest moves: %w", err)
 	}
 	return nil

@@ -28,8 +28,9 @@ func (s *sender) copyMemory(disks []string) error {
 		return err
 	}
 	monitor := migrate.NewMonitor(s.options, time.Now())
+	news, switched := "", false
 	for {
-		progress, err := s.progress()
+		progress, err := s.look(news, switched)
 		if err != nil {
 			return err
 		}
@@ -41,15 +42,24 @@ func (s *sender) copyMemory(disks []string) error {
 		case qmp.MigrationCancelled:
 			return s.whyCancelled()
 		case qmp.MigrationSwitchover:
-			err = s.switchOver(disks)
+			switched, err = true, s.switchOver(disks)
 		default:
 			err = s.steer(monitor, progress)
 		}
 		if err != nil {
 			return err
 		}
-		s.awaitNews(events)
+		news = s.awaitNews(events)
 	}
+}
+
+// look asks QEMU how the migration goes, unless its own news say enough: the guest stands still then, and every question would have it stand
+// for longer.
+func (s *sender) look(news string, switched bool) (qmp.Migration, error) {
+	if news == qmp.MigrationCompleted || news == qmp.MigrationSwitchover && !switched {
+		return qmp.Migration{Status: news}, nil
+	}
+	return s.progress()
 }
 
 func (s *sender) startMemory() error {
@@ -83,11 +93,16 @@ func (s *sender) progress() (qmp.Migration, error) {
 	return s.domain.monitor.Migration(ctx)
 }
 
-// awaitNews returns when the migration changes, or when it is time to look.
-func (s *sender) awaitNews(events *qmp.Subscription) {
+// awaitNews returns when the migration changes, with its new state, or when it is time to look.
+func (s *sender) awaitNews(events *qmp.Subscription) string {
 	ctx, cancel := context.WithTimeout(s.ctx, monitorInterval)
 	defer cancel()
-	_, _ = events.Until(ctx, func(e qmp.Event) bool { return e.Name == qmp.EventMigration })
+	var news qmp.MigrationData
+	event, err := events.Until(ctx, func(e qmp.Event) bool { return e.Name == qmp.EventMigration })
+	if err != nil || event.Decode(&news) != nil {
+		return ""
+	}
+	return news.Status
 }
 
 func (s *sender) whyCancelled() error {
