@@ -50,6 +50,7 @@ var measurements = []measurement{
 	{name: "overlay", run: measureOverlay},
 	{name: "tenant", run: measureTenant},
 	{name: "migrate", run: measureMigrate},
+	{name: "stream", run: measureStream},
 	{name: "memory", run: measureControlPlane},
 	{name: "mac", run: measureMAC, alone: true},
 	{name: "scale", run: measureScale, alone: true},
