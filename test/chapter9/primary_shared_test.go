@@ -69,6 +69,9 @@ func TestSharedPrimaryNetwork(t *testing.T) {
 			refusedWith(t, ns, strangersDefinition, map[string]string{"namespace": ns, "role": role}, "is kept for the user-defined networks of the cluster")
 		}
 	})
+	// What follows passes with policies in force, too: they move along, and do not stand in the way of a guest that starts anew.
+	policed(t, a, "own-network", `{podSelector: {}, policyTypes: [Ingress, Egress],
+  ingress: [{from: [{namespaceSelector: {matchLabels: {shares: c9-shared}}}]}], egress: [{to: [{namespaceSelector: {matchLabels: {shares: c9-shared}}}]}]}`)
 	testTenantMigration(t, user, a, first, box, mover)
 	t.Run("9.1.3-C5 the same addresses after a migration and a restart of the guest", func(t *testing.T) {
 		restartedGuestAnswers(t, user, a, key, mover)
