@@ -89,8 +89,7 @@ var inMemory = map[string]string{
           container: {image: "patchbay.io/guest/tiny-kernel:latest", kernelPath: /boot/vmlinuz, initrdPath: /boot/initrd}}}`,
 }
 
-// live is a kind of machine whose memory is copied while it runs. Others stand still for that, as emulated guests should: see "Emulated guests" in
-// docs/live-migration.md.
+// live is a kind of machine whose memory is copied while it runs. Others stand still for that, so that the end of a copy is sure to come.
 func live(kind map[string]string) map[string]string {
 	other := maps.Clone(kind)
 	other["still"] = "false"

@@ -16,8 +16,7 @@ import (
 
 const memoryStream = "migration"
 
-// stillAnnotation has a guest stand still while its memory is copied. QEMU 7.2's emulation (TCG) forgets pages that a busy guest changes meanwhile:
-// on a loaded host one of about five such guests crashes on the target. It does not with KVM.
+// stillAnnotation has a guest stand still while its memory is copied: its one pass ends for certain, whatever the guest does.
 const stillAnnotation = "patchbay.io/migrate-still"
 
 // copyMemory runs QEMU's migration until everything is on the target or, with post-copy, until the guest must run there.

@@ -33,7 +33,7 @@ func (r refusal) Error() string { return string(r) }
 
 const (
 	notUnique    refusal = "Failed to mutate virtual machine: every interface must have a unique name"
-	notAllocated         = "Failed to allocate mac to the vm object"
+	notAllocated refusal = "Failed to allocate mac to the vm object"
 )
 
 // warning is what clients see instead of a refusal.
