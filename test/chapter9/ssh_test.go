@@ -272,7 +272,12 @@ func replaceSecret(t *testing.T, namespace, name, values string) {
 		values = "{" + values + "}"
 	}
 	manifest := fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: %s}\nstringData: %s\n", name, namespace, values)
-	file := filepath.Join(t.TempDir(), "secret.yaml")
+	dir, err := os.MkdirTemp("", "secret") // kubectl takes a comma, as a test's own directory has from its name, for the end of a path
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "secret.yaml")
 	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)
 	}
