@@ -91,9 +91,10 @@ func (n *Network) setPolicy(p *networkingv1.NetworkPolicy) {
 // errMissing says that a policy is for something that is not there yet.
 var errMissing = errors.New("the policy comes into force with it")
 
-// tellPolicy says what of a policy is not in force. Each kind of problem has a reason of its own: of events with one reason users see
-// the first for some minutes.
+// tellPolicy says what of a policy is not in force. Each kind of problem has a reason, and one event, of its own: of events with one
+// reason users see the first for some minutes.
 func (n *Network) tellPolicy(object client.Object, problems ...error) {
+	texts := map[string][]string{}
 	for _, err := range problems {
 		reason := reasonPolicy
 		switch {
@@ -104,7 +105,10 @@ func (n *Network) tellPolicy(object client.Object, problems ...error) {
 		case errors.Is(err, netpolicy.ErrSelectors):
 			reason = reasonPolicySelectors
 		}
-		n.events.Eventf(object, nil, "Warning", reason, "Enforce", "%v", err)
+		texts[reason] = append(texts[reason], err.Error())
+	}
+	for reason, all := range texts {
+		n.events.Eventf(object, nil, "Warning", reason, "Enforce", "%s", strings.Join(all, "; "))
 	}
 }
 

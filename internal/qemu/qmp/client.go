@@ -141,14 +141,21 @@ func (c *Client) send(ctx context.Context, id string, cmd Command) error {
 	defer c.writing.Unlock()
 	// A monitor whose buffer is full must not hold the caller longer than it asked for. Half a line on the wire cannot be taken
 	// back, so the connection ends with it.
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
-	defer func() {
-		stop()
-		_ = c.conn.SetWriteDeadline(time.Time{})
-	}()
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		_ = c.conn.SetWriteDeadline(time.Unix(1, 0))
+	})
 	n, err := c.write(line, cmd.File)
+	if !stop() {
+		<-interrupted // else it would cut the next command
+		_ = c.conn.SetWriteDeadline(time.Time{})
+	}
 	if err != nil && n > 0 {
 		c.shut(fmt.Errorf("a command was cut short: %w", err))
+	}
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	return err
 }
