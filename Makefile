@@ -48,11 +48,11 @@ image: bin/patchbay-launcher
 quickstart: deps build image
 	bin/patchbay quickstart
 
-# Packages first, then the trees that start clusters and guests: one at a time, they need the whole machine.
+# Packages first, then the trees that start clusters and guests, two at a time: each waits for something most of the time.
 test: deps build image bin/virtctl
 	go test -C tools ./...
 	go test -p 2 -timeout 20m $$(go list ./... | grep -v '^patchbay/test/')
-	go test -p 1 -timeout 90m ./test/...
+	go test -p 2 -timeout 90m ./test/...
 
 # The published command line client, of a module of its own: it does not compile in ours. Used by tests only.
 bin/virtctl: test/clients/go.mod test/clients/go.sum

@@ -155,7 +155,7 @@ func (c *Client) send(ctx context.Context, id string, cmd Command) error {
 		c.shut(fmt.Errorf("a command was cut short: %w", err))
 	}
 	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
+		return ctx.Err()
 	}
 	return err
 }
