@@ -15,6 +15,7 @@ import (
 	"patchbay/internal/agent/migration"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/migrate"
+	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qmp"
 )
 
@@ -221,12 +222,17 @@ func (r *receiver) prepare(hello *migration.Hello) (*migration.Prepared, error) 
 	if err != nil {
 		return nil, err
 	}
+	bases := d.digest(ctx, r.log, qemu.LocalDisks(r.vmi))
 	prepared := &migration.Prepared{PostCopy: hello.PostCopy && r.canPostCopy(ctx)}
 	r.running.Go(r.followLoad)
 	if err := r.receiveDisks(ctx, hello.Disks); err != nil {
 		return nil, err
 	}
-	return prepared, r.receiveMemory(ctx)
+	if err := r.receiveMemory(ctx); err != nil {
+		return nil, err
+	}
+	prepared.SameBases = sameBases(hello.Bases, <-bases)
+	return prepared, nil
 }
 
 // canPostCopy asks QEMU for post-copy. The node's kernel has to let it fetch memory that a guest misses, which not every one does for a process

@@ -11,6 +11,7 @@ import (
 	"patchbay/internal/agent/migration"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/migrate"
+	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qmp"
 )
 
@@ -186,7 +187,7 @@ func (s *sender) switchOver(disks []string) error {
 }
 
 // takeBack removes from QEMU what a migration that failed has left, so that another can begin. When it went well, QEMU ends soon.
-func (s *sender) takeBack(disks []string) {
+func (s *sender) takeBack(disks []qemu.LocalDisk) {
 	if s.driver.gift(s.vmi.UID).Migration == s.migrationUID() {
 		return
 	}
@@ -196,8 +197,8 @@ func (s *sender) takeBack(disks []string) {
 	if p, err := m.Migration(ctx); err == nil && p.Status != qmp.MigrationCompleted {
 		_ = m.MigrateCancel(ctx)
 	}
-	for _, node := range disks {
-		_ = m.EndMirror(ctx, mirrorOf(node), true)
+	for _, disk := range disks {
+		_ = m.EndMirror(ctx, mirrorOf(disk.Node), true)
 	}
 	for ctx.Err() == nil {
 		jobs, err := m.BlockJobs(ctx)
@@ -206,8 +207,8 @@ func (s *sender) takeBack(disks []string) {
 		}
 		sleep(ctx, monitorInterval/4)
 	}
-	for _, node := range disks {
-		_ = m.RemoveNode(ctx, remoteOf(node))
+	for _, disk := range disks {
+		_ = m.RemoveNode(ctx, remoteOf(disk.Node))
 	}
 	_ = m.SetMigrationCapabilities(ctx, map[string]bool{"auto-converge": false, "postcopy-ram": false, "pause-before-switchover": false})
 	if err := s.driver.letGo(ctx, s.vmi.UID, m); err != nil {
