@@ -379,12 +379,25 @@ func (r *receiver) run(uid string, running bool) error {
 			return fmt.Errorf("let the guest run on the target node: %w", err)
 		}
 	}
+	r.arrived(ctx)
 	at := now()
 	r.update(func(s *vmstate.Receiving) { s.Taken, s.TakenAt, s.Failure = true, at, "" })
 	r.log.Info("the guest runs here", "bytes", r.counter.Received())
 	_ = d.monitor.Announce(ctx) // QEMU has done so once, before the guest ran
 	r.running.Go(func() { d.refreshPasst(r.ctx) })
 	return nil
+}
+
+// arrived tells the guest's networks.
+func (r *receiver) arrived(ctx context.Context) {
+	for _, c := range r.domain.list() {
+		if c.Wired.Arrived == nil {
+			continue
+		}
+		if err := c.Wired.Arrived(ctx); err != nil {
+			r.log.Warn("connections of the guest may stand still for half a minute", "interface", c.Interface.Name, "error", err)
+		}
+	}
 }
 
 // takeDisks ends the NBD server. QEMU would not let the guest write to a disk that somebody else may write to.

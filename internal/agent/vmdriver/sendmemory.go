@@ -42,7 +42,9 @@ func (s *sender) copyMemory(disks []string) error {
 		case qmp.MigrationCancelled:
 			return s.whyCancelled()
 		case qmp.MigrationSwitchover:
-			switched, err = true, s.switchOver(disks)
+			if !switched { // QEMU may take a moment to go on
+				switched, err = true, s.switchOver(disks)
+			}
 		default:
 			err = s.steer(monitor, progress)
 		}
