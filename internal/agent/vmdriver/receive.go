@@ -384,7 +384,7 @@ func (r *receiver) run(uid string, running bool) error {
 	r.update(func(s *vmstate.Receiving) { s.Taken, s.TakenAt, s.Failure = true, at, "" })
 	r.log.Info("the guest runs here", "bytes", r.counter.Received())
 	_ = d.monitor.Announce(ctx) // QEMU has done so once, before the guest ran
-	r.running.Go(func() { d.refreshPasst(r.ctx) })
+	d.running.Go(func() { d.refreshPasst(d.ctx) }) // longer than the migration lasts
 	return nil
 }
 
