@@ -383,7 +383,7 @@ func (r *receiver) run(uid string, running bool) error {
 	at := now()
 	r.update(func(s *vmstate.Receiving) { s.Taken, s.TakenAt, s.Failure = true, at, "" })
 	r.log.Info("the guest runs here", "bytes", r.counter.Received())
-	_ = d.monitor.Announce(ctx) // QEMU has done so once, before the guest ran
+	_ = d.monitor.Announce(ctx)                    // QEMU has done so once, before the guest ran
 	d.running.Go(func() { d.refreshPasst(d.ctx) }) // longer than the migration lasts
 	return nil
 }
