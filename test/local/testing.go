@@ -118,7 +118,7 @@ func (c *Cluster) Describe(ctx context.Context, t *testing.T, namespace string) 
 
 // newest are the last lines of a text, none of them long.
 func newest(text string) string {
-	const lines, width = 20, 240
+	const lines, width = 20, 700
 	all := strings.SplitAfter(text, "\n")
 	var short strings.Builder
 	for _, line := range all[max(0, len(all)-lines):] {
