@@ -15,12 +15,12 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/requeue"
 )
 
 // reconciler makes the KubeVirt object follow HyperConverged. There is one of each, so every event asks for the same work.
@@ -32,9 +32,7 @@ type reconciler struct {
 // SetupWithManager runs the controller in a manager. direct reads and writes the API server itself.
 func SetupWithManager(m manager.Manager, direct client.Client) error {
 	r := &reconciler{client: m.GetClient(), direct: direct}
-	toAll := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
-		return []reconcile.Request{{}}
-	})
+	toAll := requeue.One(reconcile.Request{})
 	first := source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 		queue.Add(reconcile.Request{}) // an empty cluster has no object whose event would start the work
 		return nil
