@@ -16,15 +16,13 @@ import (
 
 // Keys that no imported package names.
 const (
-	istioInject          = "sidecar.istio.io/inject"
-	istioInterfaces      = "traffic.sidecar.istio.io/kubevirtInterfaces"
-	istioReroute         = "istio.io/reroute-virtual-interfaces"
-	multusDefaultNetwork = attachment.DefaultNetworkAnnotation
-	primaryClaim         = "k8s.ovn.org/primary-udn-ipamclaim"
-	defaultContainer     = "kubectl.kubernetes.io/default-container"
-	requestEvictOnly     = "descheduler.alpha.kubernetes.io/request-evict-only"
-	launcherLabelValue   = "virt-launcher"
-	guestBridge          = "k6t-eth0" // the name that mesh sidecars know, whatever the pod's interface is called
+	istioInject        = "sidecar.istio.io/inject"
+	istioInterfaces    = "traffic.sidecar.istio.io/kubevirtInterfaces"
+	istioReroute       = "istio.io/reroute-virtual-interfaces"
+	defaultContainer   = "kubectl.kubernetes.io/default-container"
+	requestEvictOnly   = "descheduler.alpha.kubernetes.io/request-evict-only"
+	launcherLabelValue = "virt-launcher"
+	guestBridge        = "k6t-eth0" // the name that mesh sidecars know, whatever the pod's interface is called
 )
 
 func podLabels(r Request) map[string]string {
@@ -79,7 +77,7 @@ func podAnnotations(r Request) (map[string]string, error) {
 	}
 	for _, n := range r.VMI.Spec.Networks {
 		if n.Multus != nil && n.Multus.Default {
-			annotations[multusDefaultNetwork] = n.Multus.NetworkName
+			annotations[attachment.DefaultNetworkAnnotation] = n.Multus.NetworkName
 		}
 	}
 	if err := askPrimary(annotations, r.Overlay); err != nil {
@@ -112,7 +110,7 @@ func askPrimary(annotations map[string]string, overlay map[string]attachment.Req
 			continue
 		}
 		if r.Claim != "" {
-			annotations[primaryClaim] = r.Claim
+			annotations[attachment.ClaimAnnotation] = r.Claim
 		}
 		if len(r.Addresses) == 0 && r.MAC == "" {
 			return nil
@@ -120,7 +118,7 @@ func askPrimary(annotations map[string]string, overlay map[string]attachment.Req
 		text, err := json.Marshal([]defaultNetwork{{
 			Name: "default", Namespace: defaultNetworkNamespace, IPs: r.Addresses, MAC: r.MAC, Claim: r.Claim,
 		}})
-		annotations[multusDefaultNetwork] = string(text)
+		annotations[attachment.DefaultNetworkAnnotation] = string(text)
 		return err
 	}
 	return nil
