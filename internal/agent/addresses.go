@@ -15,6 +15,7 @@ import (
 
 	wbv1alpha1 "patchbay/api/whereabouts/v1alpha1"
 	"patchbay/internal/agent/cni"
+	"patchbay/internal/agent/cni/shim"
 	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/whereabouts"
@@ -31,10 +32,10 @@ func addAddresses(_ context.Context, h *Host) error {
 	h.addresses = whereabouts.New(whereabouts.Config{
 		Socket: h.File("addresses.sock"),
 		Store:  whereabouts.Store{Reader: api, Writer: h.Manager.GetClient(), Namespace: configuration.Namespace},
-		Owner: func(ctx context.Context, pod whereabouts.Pod) (wbv1alpha1.Owner, error) {
+		Owner: func(ctx context.Context, pod shim.Pod) (wbv1alpha1.Owner, error) {
 			return addressOwner(ctx, api, h.Node, pod)
 		},
-		Warn: func(_ context.Context, pod whereabouts.Pod, message string) {
+		Warn: func(_ context.Context, pod shim.Pod, message string) {
 			if pod.UID == migrationnet.Container(h.Node) {
 				return // it is no pod; the Node says it
 			}
@@ -59,7 +60,7 @@ func addAddresses(_ context.Context, h *Host) error {
 }
 
 // addressOwner says for whom an address is kept.
-func addressOwner(ctx context.Context, pods client.Reader, node string, pod whereabouts.Pod) (wbv1alpha1.Owner, error) {
+func addressOwner(ctx context.Context, pods client.Reader, node string, pod shim.Pod) (wbv1alpha1.Owner, error) {
 	if pod.UID == migrationnet.Container(node) {
 		return wbv1alpha1.Owner{Kind: wbv1alpha1.OwnerNode, Name: node}, nil
 	}
