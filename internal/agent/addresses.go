@@ -19,6 +19,7 @@ import (
 	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/whereabouts"
+	"patchbay/internal/home"
 )
 
 // reasonNoAddress is the reason of the event about a pod whose network has no address for it, whoever gives the addresses.
@@ -31,7 +32,7 @@ func addAddresses(_ context.Context, h *Host) error {
 	recorder := h.Manager.GetEventRecorder("patchbay-agent")
 	h.addresses = whereabouts.New(whereabouts.Config{
 		Socket: h.File("addresses.sock"),
-		Store:  whereabouts.Store{Reader: api, Writer: h.Manager.GetClient(), Namespace: configuration.Namespace},
+		Store:  whereabouts.Store{Reader: api, Writer: h.Manager.GetClient(), Namespace: home.Namespace},
 		Owner: func(ctx context.Context, pod shim.Pod) (wbv1alpha1.Owner, error) {
 			return addressOwner(ctx, api, h.Node, pod)
 		},

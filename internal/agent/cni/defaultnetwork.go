@@ -12,13 +12,11 @@ import (
 	"patchbay/internal/agent/cni/shim"
 	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/podnet"
+	"patchbay/internal/home"
 	"patchbay/internal/netconf"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/tenancy/attachment"
 )
-
-// systemNamespace holds the definition of the cluster's default network, and those that pods may name without a namespace.
-const systemNamespace = "patchbay-system"
 
 // ParseDefault reads a pod's annotation v1.multus-cni.io/default-network: a name, NAMESPACE/NAME or a list of one in JSON. It is nil when
 // the pod names no other network than the cluster's default one. A name alone has no namespace yet.
@@ -41,7 +39,7 @@ func ParseDefault(annotations map[string]string) (*Selection, error) {
 	if e.Name == "" || strings.ContainsAny(e.Name, "/,@") {
 		return nil, fmt.Errorf("annotation %s does not name one network attachment definition; write NAMESPACE/NAME", attachment.DefaultNetworkAnnotation)
 	}
-	if e.Name == podnetworks.Default && e.Namespace == systemNamespace {
+	if e.Name == podnetworks.Default && e.Namespace == home.Namespace {
 		return nil, nil
 	}
 	return &Selection{Element: e}, nil
@@ -56,7 +54,7 @@ func (p *Plugin) defaultNetwork(ctx context.Context, w *Wanted) (config string, 
 	}
 	namespaces := []string{s.Element.Namespace}
 	if s.Element.Namespace == "" {
-		namespaces = []string{w.Pod.Namespace, systemNamespace}
+		namespaces = []string{w.Pod.Namespace, home.Namespace}
 	}
 	if p.Definitions == nil || p.Delegates == nil {
 		return "", errors.New("this agent runs no CNI plugins of others")

@@ -10,6 +10,7 @@ import (
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/home"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/tenancy/attachment"
 )
@@ -100,9 +101,6 @@ type defaultNetwork struct {
 	Claim     string         `json:"ipam-claim-reference,omitempty"`
 }
 
-// defaultNetworkNamespace is where the definition of the cluster's default network lies.
-const defaultNetworkNamespace = "patchbay-system"
-
 // askPrimary asks for what the machine is to have on the primary network of its namespace.
 func askPrimary(annotations map[string]string, overlay map[string]attachment.Request) error {
 	for _, r := range overlay {
@@ -116,7 +114,7 @@ func askPrimary(annotations map[string]string, overlay map[string]attachment.Req
 			return nil
 		}
 		text, err := json.Marshal([]defaultNetwork{{
-			Name: "default", Namespace: defaultNetworkNamespace, IPs: r.Addresses, MAC: r.MAC, Claim: r.Claim,
+			Name: "default", Namespace: home.Namespace, IPs: r.Addresses, MAC: r.MAC, Claim: r.Claim,
 		}})
 		annotations[attachment.DefaultNetworkAnnotation] = string(text)
 		return err
