@@ -7,9 +7,7 @@ import (
 	"path/filepath"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
@@ -20,6 +18,7 @@ import (
 	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/whereabouts"
 	"patchbay/internal/home"
+	"patchbay/internal/machinepod"
 )
 
 // reasonNoAddress is the reason of the event about a pod whose network has no address for it, whoever gives the addresses.
@@ -69,9 +68,8 @@ func addressOwner(ctx context.Context, pods client.Reader, node string, pod shim
 	if err := pods.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: pod.Name}, found); err != nil {
 		return wbv1alpha1.Owner{}, fmt.Errorf("read pod %s/%s, which wants an address: %w", pod.Namespace, pod.Name, err)
 	}
-	owner := metav1.GetControllerOf(found)
-	if owner != nil && owner.Kind == virtv1.VirtualMachineInstanceGroupVersionKind.Kind && found.Labels[virtv1.AppLabel] == "virt-launcher" {
-		return wbv1alpha1.Owner{Kind: wbv1alpha1.OwnerMachine, Namespace: pod.Namespace, Name: owner.Name}, nil
+	if machine, ok := machinepod.Of(found); ok {
+		return wbv1alpha1.Owner{Kind: wbv1alpha1.OwnerMachine, Namespace: pod.Namespace, Name: machine.Name}, nil
 	}
 	return wbv1alpha1.Owner{Namespace: pod.Namespace, Name: pod.Name}, nil
 }

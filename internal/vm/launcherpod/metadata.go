@@ -11,19 +11,19 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	"patchbay/internal/home"
+	"patchbay/internal/machinepod"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/tenancy/attachment"
 )
 
 // Keys that no imported package names.
 const (
-	istioInject        = "sidecar.istio.io/inject"
-	istioInterfaces    = "traffic.sidecar.istio.io/kubevirtInterfaces"
-	istioReroute       = "istio.io/reroute-virtual-interfaces"
-	defaultContainer   = "kubectl.kubernetes.io/default-container"
-	requestEvictOnly   = "descheduler.alpha.kubernetes.io/request-evict-only"
-	launcherLabelValue = "virt-launcher"
-	guestBridge        = "k6t-eth0" // the name that mesh sidecars know, whatever the pod's interface is called
+	istioInject      = "sidecar.istio.io/inject"
+	istioInterfaces  = "traffic.sidecar.istio.io/kubevirtInterfaces"
+	istioReroute     = "istio.io/reroute-virtual-interfaces"
+	defaultContainer = "kubectl.kubernetes.io/default-container"
+	requestEvictOnly = "descheduler.alpha.kubernetes.io/request-evict-only"
+	guestBridge      = "k6t-eth0" // the name that mesh sidecars know, whatever the pod's interface is called
 )
 
 func podLabels(r Request) map[string]string {
@@ -32,7 +32,7 @@ func podLabels(r Request) map[string]string {
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	labels[virtv1.AppLabel] = launcherLabelValue
+	labels[virtv1.AppLabel] = machinepod.App
 	labels[virtv1.CreatedByLabel] = string(vmi.UID)
 	labels[virtv1.DeprecatedVirtualMachineNameLabel] = Hostname(vmi)
 	labels[virtv1.VirtualMachineInstanceIDLabel] = ID(vmi.Name)
