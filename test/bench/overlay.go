@@ -95,10 +95,10 @@ func measureSpeed(ctx context.Context, run runner, ip string) (mbits float64, er
 	return result.End.Received.Bits / 1e6, nil
 }
 
-// measureRoundTrips pings. What ping prints is kept until it has ended: a console that carried each line at once would measure itself, and
-// one that leads over the network would do so on the path in question.
+// measureRoundTrips pings. A console that leads over the network is carried by the bridge in question: so nothing is printed before ping has
+// ended, and little then, and ping waits until what the last command printed has gone.
 func measureRoundTrips(ctx context.Context, run runner, ip string) ([]float64, error) {
-	out, err := run(ctx, fmt.Sprintf(`out=$(ping -c %d -i 0.02 %s); echo "$out"`, pings, ip))
+	out, err := run(ctx, fmt.Sprintf(`sleep 1; out=$(ping -c %d -i 0.01 %s); echo "$out" | grep -o 'time=.*'`, pings, ip))
 	if err != nil {
 		return nil, err
 	}
