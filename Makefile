@@ -16,6 +16,11 @@ kube_ldflags = -ldflags='-s -w -X $(kube_version_package).gitVersion=$(kube_vers
 # Small programs that run inside pods or start often: static, nothing but themselves.
 static := $(filter-out patchbay patchbay-kube,$(notdir $(wildcard cmd/*)))
 
+gotestsum := bin/tools/gotestsum-v1.13.0
+$(gotestsum):
+	GOBIN=$(CURDIR)/bin/tools go install gotest.tools/gotestsum@v1.13.0
+	mv bin/tools/gotestsum $@
+
 deps:
 	@hack/deps
 
@@ -49,10 +54,11 @@ quickstart: deps build image
 	bin/patchbay quickstart
 
 # Packages first, then the trees that start clusters and guests, two at a time: each waits for something most of the time.
-test: deps build image bin/virtctl
+# What failed and what was skipped comes last.
+test: deps build image bin/virtctl $(gotestsum)
 	go test -C tools ./...
-	go test -p 2 -timeout 20m $$(go list ./... | grep -v '^patchbay/test/')
-	go test -p 2 -timeout 90m ./test/...
+	$(gotestsum) --format pkgname -- -p 2 -timeout 20m $$(go list ./... | grep -v '^patchbay/test/')
+	$(gotestsum) --format pkgname -- -p 2 -timeout 90m ./test/...
 
 # The published command line client, of a module of its own: it does not compile in ours. Used by tests only.
 bin/virtctl: test/clients/go.mod test/clients/go.sum

@@ -25,7 +25,7 @@ var layers = [][]string{
 	{"internal/netconf", "internal/ovn", "internal/qemu"},
 	{"internal/launcher"},
 	{"internal/launcher/protocol", "internal/qemu/qmp"}, // what the agent's side and the pod's side share
-	{"internal/golden", "internal/podnetworks", "internal/requeue", "internal/settings", "api", "examples"},
+	{"internal/golden", "internal/home", "internal/machinepod", "internal/podnetworks", "internal/requeue", "internal/settings", "api", "examples"},
 }
 
 // outside are trees that are not the product: tests, guests and tools may import what they need.

@@ -3,7 +3,6 @@ package admission
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 
@@ -39,7 +38,7 @@ func ValidateMultiPolicy(p *multiv1beta1.MultiNetworkPolicy, definition definiti
 	for _, key := range keys {
 		config, err := definition(key)
 		if err != nil {
-			warnings = append(warnings, fmt.Sprintf("network attachment definition %s is not there; the policy comes into force with it", key))
+			warnings = append(warnings, netpolicy.Missing(key).Error())
 			continue
 		}
 		n, err := netconf.Parse(key, config)

@@ -7,17 +7,18 @@ import (
 	"path/filepath"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	wbv1alpha1 "patchbay/api/whereabouts/v1alpha1"
 	"patchbay/internal/agent/cni"
+	"patchbay/internal/agent/cni/shim"
 	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/whereabouts"
+	"patchbay/internal/home"
+	"patchbay/internal/machinepod"
 )
 
 // reasonNoAddress is the reason of the event about a pod whose network has no address for it, whoever gives the addresses.
@@ -30,11 +31,11 @@ func addAddresses(_ context.Context, h *Host) error {
 	recorder := h.Manager.GetEventRecorder("patchbay-agent")
 	h.addresses = whereabouts.New(whereabouts.Config{
 		Socket: h.File("addresses.sock"),
-		Store:  whereabouts.Store{Reader: api, Writer: h.Manager.GetClient(), Namespace: configuration.Namespace},
-		Owner: func(ctx context.Context, pod whereabouts.Pod) (wbv1alpha1.Owner, error) {
+		Store:  whereabouts.Store{Reader: api, Writer: h.Manager.GetClient(), Namespace: home.Namespace},
+		Owner: func(ctx context.Context, pod shim.Pod) (wbv1alpha1.Owner, error) {
 			return addressOwner(ctx, api, h.Node, pod)
 		},
-		Warn: func(_ context.Context, pod whereabouts.Pod, message string) {
+		Warn: func(_ context.Context, pod shim.Pod, message string) {
 			if pod.UID == migrationnet.Container(h.Node) {
 				return // it is no pod; the Node says it
 			}
@@ -59,7 +60,7 @@ func addAddresses(_ context.Context, h *Host) error {
 }
 
 // addressOwner says for whom an address is kept.
-func addressOwner(ctx context.Context, pods client.Reader, node string, pod whereabouts.Pod) (wbv1alpha1.Owner, error) {
+func addressOwner(ctx context.Context, pods client.Reader, node string, pod shim.Pod) (wbv1alpha1.Owner, error) {
 	if pod.UID == migrationnet.Container(node) {
 		return wbv1alpha1.Owner{Kind: wbv1alpha1.OwnerNode, Name: node}, nil
 	}
@@ -67,9 +68,8 @@ func addressOwner(ctx context.Context, pods client.Reader, node string, pod wher
 	if err := pods.Get(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: pod.Name}, found); err != nil {
 		return wbv1alpha1.Owner{}, fmt.Errorf("read pod %s/%s, which wants an address: %w", pod.Namespace, pod.Name, err)
 	}
-	owner := metav1.GetControllerOf(found)
-	if owner != nil && owner.Kind == virtv1.VirtualMachineInstanceGroupVersionKind.Kind && found.Labels[virtv1.AppLabel] == "virt-launcher" {
-		return wbv1alpha1.Owner{Kind: wbv1alpha1.OwnerMachine, Namespace: pod.Namespace, Name: owner.Name}, nil
+	if machine, ok := machinepod.Of(found); ok {
+		return wbv1alpha1.Owner{Kind: wbv1alpha1.OwnerMachine, Namespace: pod.Namespace, Name: machine.Name}, nil
 	}
 	return wbv1alpha1.Owner{Namespace: pod.Namespace, Name: pod.Name}, nil
 }

@@ -10,8 +10,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	hcov1beta1 "patchbay/api/hco/v1beta1"
 	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/vmdriver"
+	"patchbay/internal/home"
 )
 
 // watched is a cache of its own that the manager starts with the others.
@@ -33,12 +35,6 @@ func (h *Host) arrivingMachines() (cache.Cache, error) {
 	return c, h.Manager.Add(watched{c})
 }
 
-// configuration is where the administrator's decisions are read; followed names the HyperConverged object's namespace in it.
-var (
-	configuration = client.ObjectKey{Namespace: "patchbay-system", Name: "kubevirt"}
-	followed      = "patchbay.io/hyperconverged-namespace"
-)
-
 // published is where published documents put the network of migrations.
 const published = "openshift-cnv"
 
@@ -50,9 +46,9 @@ func (h *Host) migrationNetwork(log *slog.Logger) (*migrationnet.Network, error)
 		Main: slices.Concat(h.Settings.ClusterCIDRs, h.Settings.ServiceCIDRs),
 		Wanted: func(ctx context.Context) (string, []string, error) {
 			kv := &virtv1.KubeVirt{}
-			err := read.Get(ctx, configuration, kv)
-			homes := []string{published, configuration.Namespace}
-			if home := kv.Annotations[followed]; home != "" && !slices.Contains(homes, home) {
+			err := read.Get(ctx, home.KubeVirt, kv)
+			homes := []string{published, home.Namespace}
+			if home := kv.Annotations[hcov1beta1.SourceAnnotation]; home != "" && !slices.Contains(homes, home) {
 				homes = append(homes, home)
 			}
 			if m := kv.Spec.Configuration.MigrationConfiguration; err == nil && m != nil && m.Network != nil {

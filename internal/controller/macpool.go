@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"patchbay/internal/admission"
-	"patchbay/internal/hyperconverged"
+	"patchbay/internal/home"
 	"patchbay/internal/macpool"
 	"patchbay/internal/macpool/assign"
 	"patchbay/internal/macpool/watch"
@@ -15,7 +15,7 @@ import (
 func newMACPool(h *Host) (admission.MACs, error) {
 	pool := macpool.New(macpool.Config{Random: rand.Uint64N})
 	watching, err := watch.AddToManager(h.Manager, watch.Config{
-		Pool: pool, Namespace: hyperconverged.Namespace, Log: h.Log.With("part", "mac pool"),
+		Pool: pool, Namespace: home.Namespace, Log: h.Log.With("part", "mac pool"),
 		Webhooks: admission.MACConfiguration, ForVMs: admission.MACForVMs, ForPods: admission.MACForPods,
 	})
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	virtv1 "kubevirt.io/api/core/v1"
 	migrationsv1 "kubevirt.io/api/migrations/v1alpha1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
@@ -23,6 +22,7 @@ import (
 	wbv1alpha1 "patchbay/api/whereabouts/v1alpha1"
 	"patchbay/internal/admission"
 	"patchbay/internal/cluster/layout"
+	"patchbay/internal/home"
 	"patchbay/internal/hyperconverged"
 	"patchbay/internal/network"
 	"patchbay/internal/network/reclaim"
@@ -70,7 +70,7 @@ func addConfiguration(_ context.Context, h *Host) error {
 
 // addAdmission serves the webhooks and registers them; until then nothing asks them, so no object is refused for want of us.
 func addAdmission(_ context.Context, h *Host) error {
-	policy := admission.PolicyOf(h.Manager.GetClient(), client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName})
+	policy := admission.PolicyOf(h.Manager.GetClient(), home.KubeVirt)
 	macs, err := newMACPool(h)
 	if err != nil {
 		return err
@@ -118,8 +118,7 @@ func addMachines(_ context.Context, h *Host) error {
 func (h *Host) machines() vm.Config {
 	return vm.Config{LauncherImage: h.Settings.LauncherImage, Cluster: func() *virtv1.KubeVirt {
 		kv := &virtv1.KubeVirt{}
-		key := client.ObjectKey{Namespace: hyperconverged.Namespace, Name: hyperconverged.KubeVirtName}
-		if err := h.Manager.GetClient().Get(context.Background(), key, kv); err != nil {
+		if err := h.Manager.GetClient().Get(context.Background(), home.KubeVirt, kv); err != nil {
 			return nil // not made yet: the defaults
 		}
 		return kv
@@ -140,7 +139,7 @@ func addNetwork(_ context.Context, h *Host) error {
 // addAddresses takes addresses back whose owners are gone.
 func addAddresses(_ context.Context, h *Host) error {
 	return reclaim.New(reclaim.Config{
-		Client: h.Manager.GetClient(), Direct: h.Manager.GetAPIReader(), Namespace: hyperconverged.Namespace, Grace: reclaim.Grace,
+		Client: h.Manager.GetClient(), Direct: h.Manager.GetAPIReader(), Namespace: home.Namespace, Grace: reclaim.Grace,
 		Log: h.Log.With("part", "addresses"),
 	}).AddToManager(h.Manager)
 }

@@ -13,16 +13,10 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/home"
 )
 
 const (
-	// Namespace holds the KubeVirt object, and HyperConverged unless an administrator puts it elsewhere.
-	Namespace = "patchbay-system"
-	// KubeVirtName is what the KubeVirt object is called.
-	KubeVirtName = "kubevirt"
-	// SourceAnnotation on the KubeVirt object is the namespace of the HyperConverged object that it follows, where the network
-	// of migrations is looked for.
-	SourceAnnotation = "patchbay.io/hyperconverged-namespace"
 	// Version is the release whose API is served, the one of kubevirt.io/api in go.mod.
 	Version = "v1.9.0"
 
@@ -147,7 +141,7 @@ func bindings(chosen map[string]virtv1.InterfaceBindingPlugin, withPasst bool) m
 }
 
 // places are where HyperConverged may lie, the first that has one counts: where published documents put it before our own.
-var places = []string{"openshift-cnv", "kubevirt-hyperconverged", Namespace}
+var places = []string{"openshift-cnv", "kubevirt-hyperconverged", home.Namespace}
 
 // choose returns the object that counts, nil when there is none.
 func choose(all []hcov1beta1.HyperConverged) *hcov1beta1.HyperConverged {

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/home"
 )
 
 var update = flag.Bool("update", false, "accept the KubeVirt specs as they are now")
@@ -85,10 +86,10 @@ func TestChoose(t *testing.T) {
 		want string
 	}{
 		{nil, ""},
-		{[]hcov1beta1.HyperConverged{at("shop", hcov1beta1.Name), at(Namespace, "other")}, ""},
-		{[]hcov1beta1.HyperConverged{at(Namespace, hcov1beta1.Name)}, Namespace},
-		{[]hcov1beta1.HyperConverged{at(Namespace, hcov1beta1.Name), at("openshift-cnv", hcov1beta1.Name), at("kubevirt-hyperconverged", hcov1beta1.Name)}, "openshift-cnv"},
-		{[]hcov1beta1.HyperConverged{at(Namespace, hcov1beta1.Name), at("kubevirt-hyperconverged", hcov1beta1.Name)}, "kubevirt-hyperconverged"},
+		{[]hcov1beta1.HyperConverged{at("shop", hcov1beta1.Name), at(home.Namespace, "other")}, ""},
+		{[]hcov1beta1.HyperConverged{at(home.Namespace, hcov1beta1.Name)}, home.Namespace},
+		{[]hcov1beta1.HyperConverged{at(home.Namespace, hcov1beta1.Name), at("openshift-cnv", hcov1beta1.Name), at("kubevirt-hyperconverged", hcov1beta1.Name)}, "openshift-cnv"},
+		{[]hcov1beta1.HyperConverged{at(home.Namespace, hcov1beta1.Name), at("kubevirt-hyperconverged", hcov1beta1.Name)}, "kubevirt-hyperconverged"},
 	} {
 		got := ""
 		if h := choose(tc.all); h != nil {

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/home"
 	"patchbay/internal/macpool"
 	"patchbay/internal/macpool/watch"
 )
@@ -51,7 +52,7 @@ func macRange(h *hcov1beta1.HyperConverged, present map[string]string, random fu
 // writeMACRange puts the range where the pool and its users find it. A bad range is returned as problem; the old one stays.
 func (r *reconciler) writeMACRange(ctx context.Context, h *hcov1beta1.HyperConverged) (problem, err error) {
 	c := &corev1.ConfigMap{}
-	key := client.ObjectKey{Namespace: Namespace, Name: watch.RangeConfigMap}
+	key := client.ObjectKey{Namespace: home.Namespace, Name: watch.RangeConfigMap}
 	if err := r.direct.Get(ctx, key, c); err != nil && !apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("read the range of the MAC pool: %w", err)
 	}

@@ -15,12 +15,13 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/home"
+	"patchbay/internal/requeue"
 )
 
 // reconciler makes the KubeVirt object follow HyperConverged. There is one of each, so every event asks for the same work.
@@ -32,9 +33,7 @@ type reconciler struct {
 // SetupWithManager runs the controller in a manager. direct reads and writes the API server itself.
 func SetupWithManager(m manager.Manager, direct client.Client) error {
 	r := &reconciler{client: m.GetClient(), direct: direct}
-	toAll := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
-		return []reconcile.Request{{}}
-	})
+	toAll := requeue.One(reconcile.Request{})
 	first := source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 		queue.Add(reconcile.Request{}) // an empty cluster has no object whose event would start the work
 		return nil
@@ -80,7 +79,7 @@ func (r *reconciler) hyperConverged(ctx context.Context) (*hcov1beta1.HyperConve
 	if err := r.ensureNamespace(ctx); err != nil {
 		return nil, err
 	}
-	h := &hcov1beta1.HyperConverged{ObjectMeta: metav1.ObjectMeta{Name: hcov1beta1.Name, Namespace: Namespace}}
+	h := &hcov1beta1.HyperConverged{ObjectMeta: metav1.ObjectMeta{Name: hcov1beta1.Name, Namespace: home.Namespace}}
 	if err := r.direct.Create(ctx, h); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("make the HyperConverged object: %w", err)
 	}
@@ -88,9 +87,9 @@ func (r *reconciler) hyperConverged(ctx context.Context) (*hcov1beta1.HyperConve
 }
 
 func (r *reconciler) ensureNamespace(ctx context.Context) error {
-	err := r.direct.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}})
+	err := r.direct.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: home.Namespace}})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("make the namespace %s: %w", Namespace, err)
+		return fmt.Errorf("make the namespace %s: %w", home.Namespace, err)
 	}
 	return nil
 }
@@ -98,14 +97,14 @@ func (r *reconciler) ensureNamespace(ctx context.Context) error {
 // writeKubeVirt undoes edits by hand: settings belong into HyperConverged. useEmulation has no place there, and stays.
 func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec, from string) error {
 	kv := &virtv1.KubeVirt{}
-	err := r.direct.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: KubeVirtName}, kv)
+	err := r.direct.Get(ctx, home.KubeVirt, kv)
 	switch {
 	case apierrors.IsNotFound(err):
 		if err := r.ensureNamespace(ctx); err != nil {
 			return err
 		}
 		kv = &virtv1.KubeVirt{ObjectMeta: metav1.ObjectMeta{
-			Name: KubeVirtName, Namespace: Namespace, Annotations: map[string]string{SourceAnnotation: from},
+			Name: home.KubeVirt.Name, Namespace: home.KubeVirt.Namespace, Annotations: map[string]string{hcov1beta1.SourceAnnotation: from},
 		}, Spec: spec}
 		if err := r.direct.Create(ctx, kv); err != nil {
 			return fmt.Errorf("make the KubeVirt object: %w", err)
@@ -117,11 +116,11 @@ func (r *reconciler) writeKubeVirt(ctx context.Context, spec virtv1.KubeVirtSpec
 		if was != nil && was.UseEmulation && will != nil {
 			will.UseEmulation = true
 		}
-		if equality.Semantic.DeepEqual(kv.Spec, spec) && kv.Annotations[SourceAnnotation] == from {
+		if equality.Semantic.DeepEqual(kv.Spec, spec) && kv.Annotations[hcov1beta1.SourceAnnotation] == from {
 			break
 		}
 		kv.Spec = spec
-		metav1.SetMetaDataAnnotation(&kv.ObjectMeta, SourceAnnotation, from)
+		metav1.SetMetaDataAnnotation(&kv.ObjectMeta, hcov1beta1.SourceAnnotation, from)
 		if err := r.direct.Update(ctx, kv); err != nil {
 			return fmt.Errorf("write the KubeVirt object: %w", err)
 		}

@@ -21,6 +21,7 @@ import (
 	"patchbay/api/crds"
 	hcov1beta1 "patchbay/api/hco/v1beta1"
 	"patchbay/internal/cluster/bootstrap"
+	"patchbay/internal/home"
 	"patchbay/internal/macpool/watch"
 	"patchbay/test/apiserver"
 )
@@ -74,7 +75,7 @@ func wait(ctx context.Context, t *testing.T, c client.WithWatch, what string, as
 	t.Helper()
 	bounded, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	w, err := c.Watch(bounded, &virtv1.KubeVirtList{}, client.InNamespace(Namespace))
+	w, err := c.Watch(bounded, &virtv1.KubeVirtList{}, client.InNamespace(home.Namespace))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,11 +102,11 @@ func disabled(gate string) func(*virtv1.KubeVirt) bool {
 func TestKubeVirtFollows(t *testing.T) {
 	ctx, c := running(t)
 	kv := wait(ctx, t, c, "deployed", func(kv *virtv1.KubeVirt) bool { return kv.Status.Phase == virtv1.KubeVirtPhaseDeployed })
-	if kv.Name != KubeVirtName || kv.Status.ObservedKubeVirtVersion != Version || !disabled(gatePasst)(kv) {
+	if kv.Name != home.KubeVirt.Name || kv.Status.ObservedKubeVirtVersion != Version || !disabled(gatePasst)(kv) {
 		t.Errorf("KubeVirt %s: %+v", kv.Name, kv)
 	}
 
-	if _, problems, err := fixture.Kubectl(ctx, nil, "annotate", "hco", hcov1beta1.Name, "-n", Namespace, hcov1beta1.PasstAnnotation+"=true", "--overwrite"); err != nil {
+	if _, problems, err := fixture.Kubectl(ctx, nil, "annotate", "hco", hcov1beta1.Name, "-n", home.Namespace, hcov1beta1.PasstAnnotation+"=true", "--overwrite"); err != nil {
 		t.Fatal(problems)
 	}
 	kv = wait(ctx, t, c, "with passt", func(kv *virtv1.KubeVirt) bool { return !disabled(gatePasst)(kv) })
@@ -124,8 +125,8 @@ func TestKubeVirtFollows(t *testing.T) {
 	})
 
 	for _, args := range [][]string{
-		{"wait", "hco", hcov1beta1.Name, "-n", Namespace, "--for=condition=Available", "--timeout=20s"},
-		{"wait", "kv", KubeVirtName, "-n", Namespace, "--for=condition=Available", "--timeout=20s"},
+		{"wait", "hco", hcov1beta1.Name, "-n", home.Namespace, "--for=condition=Available", "--timeout=20s"},
+		{"wait", "kv", home.KubeVirt.Name, "-n", home.Namespace, "--for=condition=Available", "--timeout=20s"},
 		{"create", "namespace", "openshift-cnv"},
 	} {
 		if _, problems, err := fixture.Kubectl(ctx, nil, args...); err != nil {
@@ -154,7 +155,7 @@ func configMap(ctx context.Context, t *testing.T, c client.Client, what string, 
 	deadline := time.Now().Add(2 * time.Minute)
 	for tick := time.NewTicker(50 * time.Millisecond); ; <-tick.C {
 		m := &corev1.ConfigMap{}
-		err := c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: watch.RangeConfigMap}, m)
+		err := c.Get(ctx, client.ObjectKey{Namespace: home.Namespace, Name: watch.RangeConfigMap}, m)
 		if err == nil && as(m.Data) {
 			return m.Data
 		}

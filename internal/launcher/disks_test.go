@@ -225,3 +225,22 @@ func isoFiles(t *testing.T, path string) map[string]string {
 	}
 	return files
 }
+
+func TestDigestsOfSources(t *testing.T) {
+	pod := launchertest.Start(t, launchertest.Config{})
+	one, two := volume(t, pod, "one/disk/os.img"), volume(t, pod, "two/os.img")
+	for _, path := range []string{one, two} {
+		if err := os.WriteFile(path, []byte("the same"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sources := []string{"/volumes/one/disk", "/volumes/two/os.img"}
+	got, err := pod.Run.Digest(t.Context(), sources)
+	const want = "fa0487f2dc91544ab4b9f5b1d59b7eb2bf68807a6e42cdf22fce4e0bc4b84cb2"
+	if err != nil || cmp.Diff([]string{want, want}, got) != "" {
+		t.Fatalf("checksums %v, %v; want %s twice", got, err, want)
+	}
+	if _, err := pod.Run.Digest(t.Context(), []string{"/volumes/none"}); err == nil || !strings.Contains(err.Error(), "the image has no none") {
+		t.Errorf("of a file that is not there: %v", err)
+	}
+}

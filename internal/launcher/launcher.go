@@ -32,6 +32,7 @@ type Launcher struct {
 	cfg      Config
 	children *children
 	requests chan request
+	digests  digests
 
 	mu    sync.Mutex
 	state protocol.Response

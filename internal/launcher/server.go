@@ -80,6 +80,9 @@ func (l *Launcher) answer(ctx context.Context, line []byte, files []*os.File) pr
 	case r.Stop != nil:
 		closeAll(files)
 		return l.ask(ctx, request{stop: true})
+	case r.Digest != nil:
+		closeAll(files)
+		return l.digest(ctx, r.Digest.Sources)
 	case r.Status == nil:
 		problem = "the request asks for nothing that this launcher knows"
 	}

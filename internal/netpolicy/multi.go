@@ -45,6 +45,14 @@ func PlainSpec(p *multiv1beta1.MultiNetworkPolicy) (spec networkingv1.NetworkPol
 // ErrNowhere says that a policy names no network.
 var ErrNowhere = errors.New("it is in force nowhere: name the network attachment definitions that it is for in the annotation " + ForAnnotation)
 
+// ErrMissing says that a policy is for something that is not there yet.
+var ErrMissing = errors.New("the policy comes into force with it")
+
+// Missing says that the definition is not there of a network that a policy is for.
+func Missing(definition string) error {
+	return fmt.Errorf("network attachment definition %s is not there; %w", definition, ErrMissing)
+}
+
 // ErrSelectors says that a policy selects peers where nobody knows their addresses. Its other rules are in force.
 var ErrSelectors = errors.New("peers there can be given by ipBlock only")
 

@@ -14,6 +14,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"patchbay/internal/machinepod"
 	"patchbay/internal/netconf"
 	"patchbay/internal/network/attach"
 	"patchbay/internal/podnetworks"
@@ -80,7 +81,7 @@ func (n *Network) facts(ctx context.Context, pod *corev1.Pod, known map[string]p
 		}
 		f.Tenant = tenant
 	}
-	machine, ok := attach.MachineOf(pod)
+	machine, ok := machinepod.Of(pod)
 	if !ok {
 		return f, nil
 	}
@@ -106,7 +107,7 @@ func entryOf(known map[string]podnetworks.Network, key string) *podnetworks.Netw
 
 // nicOf is the machine's interface that an entry of a pod's annotation was written for.
 func nicOf(pod *corev1.Pod, entry *podnetworks.Network) string {
-	machine, _ := attach.MachineOf(pod)
+	machine, _ := machinepod.Of(pod)
 	nic, ours := strings.CutPrefix(entry.Port, topology.NICPort(pod.Namespace, machine.Name, ""))
 	if !entry.Tap || !ours {
 		return ""
@@ -181,7 +182,7 @@ func (n *Network) setPodRows(ctx context.Context, pod *corev1.Pod, network podne
 		})...)
 	}
 	n.Rows.Set(podOwner(client.ObjectKeyFromObject(pod)), rows)
-	if machine, ok := attach.MachineOf(pod); ok {
+	if machine, ok := machinepod.Of(pod); ok {
 		return n.placeMachine(ctx, client.ObjectKey{Namespace: pod.Namespace, Name: machine.Name})
 	}
 	return nil
@@ -194,7 +195,7 @@ func (n *Network) entry(pod *corev1.Pod, a attachment, network topology.Network)
 		Interface: a.Interface, Gateways: a.Gateways, Port: topology.AttachmentPort(a.Key, pod.Namespace, pod.Name),
 	}
 	if a.NIC != "" {
-		machine, _ := attach.MachineOf(pod)
+		machine, _ := machinepod.Of(pod)
 		e.Port, e.Tap = topology.NICPort(pod.Namespace, machine.Name, a.NIC), true
 	}
 	if len(network.Subnets) == 0 {

@@ -8,13 +8,14 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"patchbay/internal/home"
 	"patchbay/internal/netconf"
 	"patchbay/internal/podnetworks"
 )
 
 // defaultDefinition names the cluster's default network, for pods that ask something of it in annotation
 // v1.multus-cni.io/default-network.
-var defaultDefinition = client.ObjectKey{Namespace: "patchbay-system", Name: podnetworks.Default}
+var defaultDefinition = client.ObjectKey{Namespace: home.Namespace, Name: podnetworks.Default}
 
 // applyDefaultNetwork makes the definition, and puts it right when somebody has changed it.
 func (n *Network) applyDefaultNetwork(ctx context.Context) error {

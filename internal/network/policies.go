@@ -88,9 +88,6 @@ func (n *Network) setPolicy(p *networkingv1.NetworkPolicy) {
 	n.tellPolicy(p, err)
 }
 
-// errMissing says that a policy is for something that is not there yet.
-var errMissing = errors.New("the policy comes into force with it")
-
 // tellPolicy says what of a policy is not in force. Each kind of problem has a reason, and one event, of its own: of events with one
 // reason users see the first for some minutes.
 func (n *Network) tellPolicy(object client.Object, problems ...error) {
@@ -100,7 +97,7 @@ func (n *Network) tellPolicy(object client.Object, problems ...error) {
 		switch {
 		case err == nil:
 			continue
-		case errors.Is(err, errMissing):
+		case errors.Is(err, netpolicy.ErrMissing):
 			reason = reasonPolicyWaits
 		case errors.Is(err, netpolicy.ErrSelectors):
 			reason = reasonPolicySelectors
@@ -169,7 +166,7 @@ func (t *tenants) definition(key string) (netconf.Network, error) {
 	defer t.mu.Unlock()
 	d, known := t.catalog.Definition(key)
 	if !known {
-		return netconf.Network{}, fmt.Errorf("network attachment definition %s is not there; %w", key, errMissing)
+		return netconf.Network{}, netpolicy.Missing(key)
 	}
 	if d.Err != nil {
 		return netconf.Network{}, fmt.Errorf("no policy can be in force on network attachment definition %s: %w", key, d.Err)

@@ -13,6 +13,7 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"patchbay/internal/machinepod"
 	"patchbay/internal/netconf"
 	"patchbay/internal/network/attach"
 	"patchbay/internal/network/catalog"
@@ -44,7 +45,7 @@ type attachedPod struct {
 	seen    int // when it came
 	node    string
 	job     types.UID // migration that the pod is the target of
-	machine attach.Machine
+	machine machinepod.Machine
 	on      map[string]attachment // by key of the annotation
 	member  policy.Port           // what policies see of it
 }
@@ -75,7 +76,7 @@ func claimHolder(namespace, name string) string { return "claim/" + namespace + 
 
 // holder is what the addresses of a wish belong to: its claim, the machine's interface, or the pod's.
 func holder(pod *corev1.Pod, w attach.Wish) string {
-	machine, _ := attach.MachineOf(pod)
+	machine, _ := machinepod.Of(pod)
 	switch {
 	case w.Claim != "":
 		return claimHolder(pod.Namespace, w.Claim)
@@ -87,7 +88,7 @@ func holder(pod *corev1.Pod, w attach.Wish) string {
 
 // owner is whose MAC it is.
 func owner(pod *corev1.Pod) string {
-	if machine, ok := attach.MachineOf(pod); ok {
+	if machine, ok := machinepod.Of(pod); ok {
 		return pod.Namespace + "/" + machine.Name
 	}
 	return pod.Namespace + "/" + pod.Name
@@ -112,7 +113,7 @@ func (t *tenants) podLocked(pod *corev1.Pod) *attachedPod {
 	}
 	p.node, p.job = pod.Spec.NodeName, types.UID(pod.Labels[virtv1.MigrationJobLabel])
 	p.member = memberOf(pod)
-	if machine, ok := attach.MachineOf(pod); ok {
+	if machine, ok := machinepod.Of(pod); ok {
 		p.machine = machine
 		m := client.ObjectKey{Namespace: pod.Namespace, Name: machine.Name}
 		if t.machines[m] == nil {

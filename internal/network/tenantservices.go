@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/machinepod"
 	"patchbay/internal/netconf"
 	"patchbay/internal/ovn/nb"
 	"patchbay/internal/podnetworks"
@@ -147,7 +148,7 @@ func primaryAddresses(pod *corev1.Pod, is4 bool) []string {
 // moving tells whether a pod's virtual machine is being migrated.
 func (n *Network) moving(ctx context.Context, pod *corev1.Pod) (bool, error) {
 	name := pod.Annotations[virtv1.DomainAnnotation]
-	if pod.Labels[virtv1.AppLabel] != "virt-launcher" || name == "" {
+	if !machinepod.Is(pod) || name == "" {
 		return false, nil
 	}
 	var vmi virtv1.VirtualMachineInstance

@@ -141,10 +141,7 @@ func (b *builder) source(volume *virtv1.Volume) (*protocol.Disk, backing, error)
 	file, direct := "{disk:"+volume.Name+"}", "{direct:"+volume.Name+"}"
 	switch v := volume.VolumeSource; {
 	case v.ContainerDisk != nil:
-		disk.Kind, disk.Source = protocol.Overlay, path.Join(mounted, "disk")
-		if v.ContainerDisk.Path != "" {
-			disk.Source = path.Join(mounted, path.Join("/", v.ContainerDisk.Path))
-		}
+		disk.Kind, disk.Source = protocol.Overlay, containerDiskPath(volume)
 		return &disk, backing{file: file, qcow2: true}, nil
 	case v.EmptyDisk != nil:
 		disk.Kind, disk.SizeBytes = protocol.Empty, v.EmptyDisk.Capacity.Value()
@@ -171,6 +168,15 @@ func (b *builder) source(volume *virtv1.Volume) (*protocol.Disk, backing, error)
 		return nil, backing{file: "{seed}", readOnly: true, seed: true}, nil
 	}
 	return nil, backing{}, errors.New("this kind of volume is not supported; use containerDisk, persistentVolumeClaim, dataVolume, emptyDisk, hostDisk, ephemeral or cloud-init")
+}
+
+// containerDiskPath is where a container disk lies in the pod: a file, or the directory that holds it.
+func containerDiskPath(volume *virtv1.Volume) string {
+	mounted := path.Join(protocol.VolumesDir, volume.Name)
+	if within := volume.ContainerDisk.Path; within != "" {
+		return path.Join(mounted, path.Join("/", within))
+	}
+	return path.Join(mounted, "disk")
 }
 
 func (b *builder) claim(disk *protocol.Disk, mounted, file, direct string) (backing, error) {

@@ -45,6 +45,11 @@ func (w *Wakeups) Wake(keys ...client.ObjectKey) {
 	}
 }
 
+// One asks for the same request, whatever happened: a controller's that looks at everything each time.
+func One(request reconcile.Request) handler.EventHandler {
+	return handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{request} })
+}
+
 // Every asks for all objects of the list's kind, whatever happened. The list itself is not used but for its kind.
 func Every(reader client.Reader, kind client.ObjectList, log *slog.Logger) handler.MapFunc {
 	return func(ctx context.Context, _ client.Object) (requests []reconcile.Request) {

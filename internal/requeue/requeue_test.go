@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 )
 
@@ -28,6 +29,19 @@ func TestWakeBeforeAndAfterTheStart(t *testing.T) {
 	}
 	if first, _ := q.Get(); first.String() != "red/a" {
 		t.Errorf("the first key is %s", first)
+	}
+}
+
+func TestOne(t *testing.T) {
+	q := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]())
+	defer q.ShutDown()
+	all := reconcile.Request{NamespacedName: client.ObjectKey{Name: "all"}}
+	events := One(all)
+	for _, name := range []string{"a", "b"} {
+		events.Create(t.Context(), event.CreateEvent{Object: &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}}, q)
+	}
+	if got, _ := q.Get(); got != all || q.Len() != 0 {
+		t.Errorf("%s is asked for, and %d others", got, q.Len())
 	}
 }
 

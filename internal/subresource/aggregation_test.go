@@ -26,6 +26,7 @@ import (
 
 	"patchbay/api/crds"
 	"patchbay/internal/cluster/bootstrap"
+	"patchbay/internal/home"
 	"patchbay/test/apiserver"
 	"patchbay/test/fakeagent"
 )
@@ -77,7 +78,7 @@ func aggregate(t *testing.T) (context.Context, client.Client) {
 
 func serve(t *testing.T, handler http.Handler) {
 	t.Helper()
-	issued, err := cluster1.CA.Issue("patchbay:controller", nil, ServiceName+"."+Namespace+".svc")
+	issued, err := cluster1.CA.Issue("patchbay:controller", nil, ServiceName+"."+home.Namespace+".svc")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +332,7 @@ func checkFrontDoor(ctx context.Context, t *testing.T) {
 	}
 	for name, certificates := range map[string][]tls.Certificate{"no certificate": nil, "another authority's certificate": {pair}} {
 		web := &http.Client{Transport: &http.Transport{DialContext: cluster1.Dial, TLSClientConfig: &tls.Config{
-			RootCAs: pool, ServerName: ServiceName + "." + Namespace + ".svc", Certificates: certificates,
+			RootCAs: pool, ServerName: ServiceName + "." + home.Namespace + ".svc", Certificates: certificates,
 		}}}
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+listen+"/apis/"+Group+"/v1/namespaces/shop/virtualmachines/off/expand-spec", nil)
 		if err != nil {

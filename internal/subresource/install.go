@@ -13,11 +13,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"patchbay/internal/home"
 )
 
 const (
-	// Namespace holds what Patchbay itself needs in a cluster.
-	Namespace = "patchbay-system"
 	// ServiceName is the Service through which the API server reaches the controller.
 	ServiceName = "patchbay-controller"
 	// fieldOwner owns what Install applies.
@@ -68,14 +68,14 @@ func typeMeta(apiVersion, kind string) metav1.TypeMeta {
 }
 
 func namespace() *corev1.Namespace {
-	return &corev1.Namespace{TypeMeta: typeMeta("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{Name: Namespace}}
+	return &corev1.Namespace{TypeMeta: typeMeta("v1", "Namespace"), ObjectMeta: metav1.ObjectMeta{Name: home.Namespace}}
 }
 
 // service has no selector: where the controller is not a pod, its endpoint is written by hand.
 func service() *corev1.Service {
 	return &corev1.Service{
 		TypeMeta:   typeMeta("v1", "Service"),
-		ObjectMeta: metav1.ObjectMeta{Name: ServiceName, Namespace: Namespace},
+		ObjectMeta: metav1.ObjectMeta{Name: ServiceName, Namespace: home.Namespace},
 		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: servicePort}}},
 	}
 }
@@ -88,7 +88,7 @@ func endpoint(a netip.AddrPort) *discoveryv1.EndpointSlice {
 	name, protocol, port, ready := "https", corev1.ProtocolTCP, int32(a.Port()), true
 	return &discoveryv1.EndpointSlice{
 		TypeMeta: typeMeta("discovery.k8s.io/v1", "EndpointSlice"),
-		ObjectMeta: metav1.ObjectMeta{Name: ServiceName, Namespace: Namespace, Labels: map[string]string{
+		ObjectMeta: metav1.ObjectMeta{Name: ServiceName, Namespace: home.Namespace, Labels: map[string]string{
 			discoveryv1.LabelServiceName: ServiceName, discoveryv1.LabelManagedBy: fieldOwner,
 		}},
 		AddressType: family,
@@ -107,7 +107,7 @@ func apiService(version string, rank int, authority []byte) *apiregistrationv1.A
 		Spec: apiregistrationv1.APIServiceSpec{
 			Group: Group, Version: version, CABundle: authority,
 			GroupPriorityMinimum: 1000, VersionPriority: int32(15 - rank),
-			Service: &apiregistrationv1.ServiceReference{Namespace: Namespace, Name: ServiceName, Port: &port},
+			Service: &apiregistrationv1.ServiceReference{Namespace: home.Namespace, Name: ServiceName, Port: &port},
 		},
 	}
 }

@@ -41,11 +41,12 @@ func isolated(network string, d netpolicy.Direction) PolicyGroup {
 // PolicyGroupRows are a group without its members.
 func PolicyGroupRows(g PolicyGroup) []nb.Row {
 	return []nb.Row{nb.NewRow(nb.PortGroupTable, g.Name(), &nb.PortGroup{
-		Name: g.Name(), ExternalIDs: map[string]string{"k8s.ovn.org/network": networkText(g.Network), "selects": g.Selects},
+		Name: g.Name(), ExternalIDs: map[string]string{"k8s.ovn.org/network": NetworkText(g.Network), "selects": g.Selects},
 	})}
 }
 
-func networkText(name string) string {
+// NetworkText is what rows and their owners call a network. The default one, "", has to be called something too.
+func NetworkText(name string) string {
 	if name == "" {
 		return "(default)" // no network beside it can be called so
 	}
@@ -100,7 +101,7 @@ func (p Policy) acls(d netpolicy.Direction, rules []PolicyRule) []nb.Row {
 			continue
 		}
 		for _, traffic := range rule.traffic() {
-			key := fmt.Sprintf("%s/%s/%s/%s/%s/%s/%s", p.Kind, p.Namespace, p.Name, networkText(p.Network), d, rule.Name, traffic.name)
+			key := fmt.Sprintf("%s/%s/%s/%s/%s/%s/%s", p.Kind, p.Namespace, p.Name, NetworkText(p.Network), d, rule.Name, traffic.name)
 			rows = append(rows, policyACL(rule.Target, d, key, nb.ACLActionAllowRelated, conjunction(peers, traffic.match)))
 		}
 	}
@@ -141,10 +142,10 @@ type Isolation struct {
 // network, and what comes from its own node.
 func IsolationRows(i Isolation) []nb.Row {
 	var rows []nb.Row
-	for _, d := range []netpolicy.Direction{netpolicy.Ingress, netpolicy.Egress} {
+	for _, d := range netpolicy.Directions {
 		group := isolated(i.Network, d)
 		acl := func(what string, action nb.ACLAction, match string) {
-			rows = append(rows, policyACL(group, d, "isolation/"+networkText(i.Network)+"/"+d.String()+"/"+what, action, match))
+			rows = append(rows, policyACL(group, d, "isolation/"+NetworkText(i.Network)+"/"+d.String()+"/"+what, action, match))
 		}
 		rows = append(rows, PolicyGroupRows(group)...)
 		acl("drop", nb.ACLActionDrop, "ip")

@@ -21,6 +21,7 @@ import (
 	"patchbay/internal/agent/ovs"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/tenancy/attachment"
 )
 
 // kube plays the Kubernetes API.
@@ -60,7 +61,7 @@ func (k *kube) Now(_ context.Context, p cni.PodRef) (cni.Wanted, bool, error) {
 	w.Given[podnetworks.Default] = n
 	maps.Copy(w.Given, k.more[p.Name])
 	var err error
-	if w.Default, err = cni.ParseDefault(map[string]string{cni.DefaultNetworkAnnotation: k.defaults[p.Name]}); err != nil {
+	if w.Default, err = cni.ParseDefault(map[string]string{attachment.DefaultNetworkAnnotation: k.defaults[p.Name]}); err != nil {
 		return w, ok, err
 	}
 	w.Selections, err = cni.ParseSelections(map[string]string{"k8s.v1.cni.cncf.io/networks": k.asks[p.Name]}, p.Namespace)

@@ -13,6 +13,7 @@ import (
 
 	wbv1alpha1 "patchbay/api/whereabouts/v1alpha1"
 	"patchbay/internal/agent/cni"
+	"patchbay/internal/agent/cni/shim"
 	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/whereabouts"
 )
@@ -25,19 +26,19 @@ type ranged struct {
 }
 
 // rangedOn opens an agent on a directory that there may be already.
-func rangedOn(t *testing.T, api client.Client, k *kube, dir, shim string, d defs) *ranged {
+func rangedOn(t *testing.T, api client.Client, k *kube, dir, program string, d defs) *ranged {
 	t.Helper()
 	r := &ranged{others: othersOn(t, k, dir, d), api: api}
 	plugins := filepath.Join(dir, "bin")
-	if err := delegate.Link(shim, plugins, whereabouts.Type); err != nil {
+	if err := delegate.Link(program, plugins, whereabouts.Type); err != nil {
 		t.Fatal(err)
 	}
 	plugin := whereabouts.New(whereabouts.Config{
 		Socket: filepath.Join(dir, "addresses.sock"), Store: whereabouts.Store{Reader: api, Writer: api, Namespace: "system"},
-		Owner: func(_ context.Context, pod whereabouts.Pod) (wbv1alpha1.Owner, error) {
+		Owner: func(_ context.Context, pod shim.Pod) (wbv1alpha1.Owner, error) {
 			return wbv1alpha1.Owner{Namespace: pod.Namespace, Name: pod.Name}, nil
 		},
-		Warn: func(_ context.Context, pod whereabouts.Pod, message string) {
+		Warn: func(_ context.Context, pod shim.Pod, message string) {
 			r.warned = append(r.warned, pod.Name+": "+message)
 		},
 	})

@@ -66,9 +66,21 @@ var roundTrip = regexp.MustCompile(`time=([\d.]+) ms`)
 
 // measurePath streams and pings from one place to an address where an iperf3 server listens.
 func measurePath(ctx context.Context, run runner, ip string) (path, error) {
-	out, err := run(ctx, fmt.Sprintf("until iperf3 -c %[1]s -t %[2]d -J >/tmp/iperf.json 2>/dev/null; do sleep 1; done; cat /tmp/iperf.json", ip, seconds))
+	mbits, err := measureSpeed(ctx, run, ip)
 	if err != nil {
 		return path{}, err
+	}
+	times, err := measureRoundTrips(ctx, run, ip)
+	if err != nil {
+		return path{}, err
+	}
+	return path{mbits: mbits, rtt: middle(times)}, nil
+}
+
+func measureSpeed(ctx context.Context, run runner, ip string) (mbits float64, err error) {
+	out, err := run(ctx, fmt.Sprintf("until iperf3 -c %[1]s -t %[2]d -J >/tmp/iperf.json 2>/dev/null; do sleep 1; done; cat /tmp/iperf.json", ip, seconds))
+	if err != nil {
+		return 0, err
 	}
 	var result struct {
 		End struct {
@@ -78,30 +90,41 @@ func measurePath(ctx context.Context, run runner, ip string) (path, error) {
 		} `json:"end"`
 	}
 	if err := json.Unmarshal([]byte(out), &result); err != nil {
-		return path{}, fmt.Errorf("iperf3 says %q: %w", out, err)
+		return 0, fmt.Errorf("iperf3 says %q: %w", out, err)
 	}
-	if out, err = run(ctx, fmt.Sprintf("ping -c %d -i 0.02 %s", pings, ip)); err != nil {
-		return path{}, err
-	}
-	rtt, err := medianRTT(out)
-	return path{mbits: result.End.Received.Bits / 1e6, rtt: rtt}, err
+	return result.End.Received.Bits / 1e6, nil
 }
 
-// medianRTT reads what ping prints for every answer. The mean would tell of the few that waited for a processor.
-func medianRTT(out string) (float64, error) {
+// measureRoundTrips pings. A console that leads over the network is carried by the bridge in question: so nothing is printed before ping has
+// ended, and little then, and ping waits until what the last command printed has gone.
+func measureRoundTrips(ctx context.Context, run runner, ip string) ([]float64, error) {
+	out, err := run(ctx, fmt.Sprintf(`sleep 1; out=$(ping -c %d -i 0.01 %s); echo "$out" | grep -o 'time=.*'`, pings, ip))
+	if err != nil {
+		return nil, err
+	}
+	return roundTrips(out)
+}
+
+// roundTrips reads what ping prints for every answer, in ms.
+func roundTrips(out string) ([]float64, error) {
 	var all []float64
 	for _, match := range roundTrip.FindAllStringSubmatch(out, -1) {
 		ms, err := strconv.ParseFloat(match[1], 64)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		all = append(all, ms)
 	}
 	if len(all) < pings/2 {
-		return 0, fmt.Errorf("%d of %d pings were answered: %s", len(all), pings, out)
+		return nil, fmt.Errorf("%d of %d pings were answered: %s", len(all), pings, out)
 	}
-	slices.Sort(all)
-	return all[len(all)/2], nil
+	return all, nil
+}
+
+// middle is the median. A mean would tell of the few that waited for a processor.
+func middle(all []float64) float64 {
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[len(sorted)/2]
 }
 
 func (b *bench) measurePods(ctx context.Context, namespace string) (path, error) {

@@ -24,16 +24,28 @@ func TestPercentile(t *testing.T) {
 	}
 }
 
-func TestMedianRTT(t *testing.T) {
+func TestRoundTrips(t *testing.T) {
 	var out strings.Builder
 	for n := range pings {
 		fmt.Fprintf(&out, "64 bytes from 10.0.0.1: seq=%d ttl=64 time=%d.500 ms\n", n, n)
 	}
-	if got, err := medianRTT(out.String()); err != nil || got != pings/2+0.5 {
+	got, err := roundTrips(out.String())
+	if err != nil || len(got) != pings || middle(got) != pings/2+0.5 {
 		t.Errorf("got %v, %v", got, err)
 	}
-	if _, err := medianRTT("100 packets transmitted, 0 received"); err == nil {
+	if _, err := roundTrips("100 packets transmitted, 0 received"); err == nil {
 		t.Error("silence gives no error")
+	}
+}
+
+func TestInTurns(t *testing.T) {
+	var order string
+	got, err := inTurns([2]side{{name: "a"}, {name: "b"}}, 4, func(s side) ([]float64, error) {
+		order += s.name
+		return []float64{float64(len(order))}, nil
+	})
+	if want := [2][]float64{{1, 4, 5, 8}, {2, 3, 6, 7}}; err != nil || order != "abbaabba" || !cmp.Equal(got, want) {
+		t.Errorf("order %s, %v, %v; want %v", order, got, err, want)
 	}
 }
 

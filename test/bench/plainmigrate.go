@@ -162,7 +162,7 @@ func (m *plainMover) send(ctx context.Context, from, to qmp.Machine, ip string) 
 		func() error { return to.SetMigrationCapabilities(ctx, map[string]bool{"late-block-activate": true}) },
 		func() error { return to.MigrateIncoming(ctx, "tcp:"+ip+":"+streamPort) },
 		raw(from, "blockdev-add", map[string]any{"driver": "nbd", "node-name": "remote", "export": "disk0", "server": inet}),
-		func() error { return from.Mirror(ctx, "mirror", "disk0", "remote", 0) },
+		func() error { return from.Mirror(ctx, "mirror", "disk0", "remote", qmp.MirrorAll, 0) },
 		func() error { return awaitEvent(ctx, events, "BLOCK_JOB_READY") },
 		func() error {
 			return from.SetMigrationCapabilities(ctx, map[string]bool{"events": true, "pause-before-switchover": true, "late-block-activate": true})

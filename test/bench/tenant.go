@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,8 +15,11 @@ import (
 	"patchbay/internal/guestshell"
 )
 
-// rounds is how often each side of a comparison is measured, in turn: both see the same machine.
-const rounds = 5
+// How often each side of a comparison streams, and how often it pings.
+const (
+	speedTurns     = 6
+	roundTripTurns = 16
+)
 
 const tenantNetwork = `apiVersion: k8s.ovn.org/v1
 kind: UserDefinedNetwork
@@ -49,34 +51,54 @@ func measureTenant(ctx context.Context, b *bench) ([]row, error) {
 		return nil, fmt.Errorf("plain guests: %w", err)
 	}
 	defer pair.remove(context.WithoutCancel(ctx))
-	var ourPaths, barePaths []path
-	for range rounds {
-		bare, err := measurePath(ctx, pair.client.Run, pair.ip)
-		if err != nil {
-			return nil, fmt.Errorf("plain guests: %w", err)
-		}
-		mine, err := measurePath(ctx, ours.Run, oursIP)
-		if err != nil {
-			return nil, fmt.Errorf("machines: %w", err)
-		}
-		barePaths, ourPaths = append(barePaths, bare), append(ourPaths, mine)
+	paths, err := compare(ctx, [2]side{{"machines", ours.Run, oursIP}, {"plain guests", pair.client.Run, pair.ip}})
+	if err != nil {
+		return nil, err
 	}
-	mine, bare := middle(ourPaths), middle(barePaths)
+	mine, bare := paths[0], paths[1]
 	return []row{
 		{Figure: "TCP VM → VM on a tenant's network, across nodes; bare: plain QEMU on plain OVN ports", Unit: "Mbit/s", Ours: mine.mbits, Bare: bare.mbits, Goal: "0.95 ×"},
 		{Figure: "round trip VM → VM on a tenant's network, across nodes; bare: the same", Unit: "ms", Ours: mine.rtt, Bare: bare.rtt, Goal: "1.1 ×"},
 	}, nil
 }
 
-// middle is the median of each figure.
-func middle(all []path) path {
-	var speeds, times []float64
-	for _, p := range all {
-		speeds, times = append(speeds, p.mbits), append(times, p.rtt)
+// side is one of two paths that are compared: from a guest to an address.
+type side struct {
+	name string
+	run  runner
+	ip   string
+}
+
+// compare measures two paths. The figures are the medians of the streams, and of all single round trips.
+func compare(ctx context.Context, sides [2]side) (paths [2]path, err error) {
+	speeds, err := inTurns(sides, speedTurns, func(s side) ([]float64, error) {
+		mbits, err := measureSpeed(ctx, s.run, s.ip)
+		return []float64{mbits}, err
+	})
+	if err != nil {
+		return paths, err
 	}
-	slices.Sort(speeds)
-	slices.Sort(times)
-	return path{mbits: speeds[len(speeds)/2], rtt: times[len(times)/2]}
+	times, err := inTurns(sides, roundTripTurns, func(s side) ([]float64, error) { return measureRoundTrips(ctx, s.run, s.ip) })
+	if err != nil {
+		return paths, err
+	}
+	for n := range paths {
+		paths[n] = path{mbits: middle(speeds[n]), rtt: middle(times[n])}
+	}
+	return paths, nil
+}
+
+// inTurns measures both sides in short turns, now one first and now the other: what else the machine does meets both.
+func inTurns(sides [2]side, turns int, measure func(side) ([]float64, error)) (all [2][]float64, err error) {
+	for turn := range 2 * turns {
+		n := (turn + turn/2) % 2 // 0 1, 1 0, 0 1 …
+		some, err := measure(sides[n])
+		if err != nil {
+			return all, fmt.Errorf("%s: %w", sides[n].name, err)
+		}
+		all[n] = append(all[n], some...)
+	}
+	return all, nil
 }
 
 // tenantGuests starts a machine on each node and returns a shell in the first, and the second's address.
@@ -131,8 +153,8 @@ type plainPair struct {
 	dir    string
 }
 
-func (b *bench) plainGuests(ctx context.Context, like likeOurs) (p *plainPair, err error) {
-	p = &plainPair{}
+func (b *bench) plainGuests(ctx context.Context, like likeOurs) (_ *plainPair, err error) {
+	p := &plainPair{}
 	defer func() {
 		if err != nil {
 			p.remove(context.WithoutCancel(ctx))

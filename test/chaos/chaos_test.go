@@ -251,20 +251,18 @@ func (w *world) components(t *testing.T) {
 	} {
 		t.Run(strings.ReplaceAll(c.name, "/", " "), func(t *testing.T) {
 			w.undisturbed(t, c.allowed, func() {
-				before := component(t, c.name)
-				kill(t, before.PID)
-				replaced(t, before)
+				lab.Kill(t, limit, c.name)
 			})
 		})
 	}
 	t.Run("the northbound database is lost", func(t *testing.T) {
 		w.undisturbed(t, lossless, func() {
-			before := component(t, "ovn-nb")
+			before := lab.Component(t, "ovn-nb")
 			if err := os.Remove(filepath.Join(lab.Dir(), "ovn", "nb.db")); err != nil {
 				t.Fatal(err)
 			}
 			kill(t, before.PID)
-			replaced(t, before)
+			lab.Replaced(t, limit, before)
 		})
 	})
 }

@@ -4,7 +4,6 @@ package chaos
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"patchbay/internal/cluster"
 	"patchbay/test/local"
 )
 
@@ -32,48 +30,11 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// status asks without minding whether the cluster is healthy.
-func status(t *testing.T) cluster.Status {
-	t.Helper()
-	out, err := lab.Patchbay(t.Context(), "status", "--name", lab.Name, "--output", "json")
-	var failed *local.CommandError
-	if err != nil && !errors.As(err, &failed) {
-		t.Fatal(err)
-	}
-	var s cluster.Status
-	if err := json.Unmarshal([]byte(out), &s); err != nil {
-		t.Fatalf("status prints %q: %v", out, err)
-	}
-	return s
-}
-
-func component(t *testing.T, name string) cluster.Component {
-	t.Helper()
-	for _, c := range status(t).Components {
-		if c.Name == name {
-			return c
-		}
-	}
-	t.Fatalf("there is no component %s", name)
-	return cluster.Component{}
-}
-
 func kill(t *testing.T, pid int) {
 	t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		t.Fatalf("kill %d: %v", pid, err)
 	}
-}
-
-// replaced waits until a component that was killed does its work again.
-func replaced(t *testing.T, before cluster.Component) {
-	t.Helper()
-	lab.Eventually(t, limit, before.Name+" runs again", func() error {
-		if now := component(t, before.Name); !now.Healthy || now.PID == before.PID {
-			return fmt.Errorf("it is %+v", now)
-		}
-		return nil
-	})
 }
 
 // engineOf finds the QEMU of a machine on this host, and its launcher.

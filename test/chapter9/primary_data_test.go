@@ -1,12 +1,10 @@
 package chapter9
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	ipamclaimsv1alpha1 "github.com/k8snetworkplumbingwg/ipamclaims/pkg/crd/ipamclaims/v1alpha1"
@@ -14,7 +12,6 @@ import (
 	virtv1 "kubevirt.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	supervised "patchbay/internal/cluster"
 	"patchbay/internal/podnetworks"
 )
 
@@ -273,31 +270,9 @@ func gone(t *testing.T, ns, name string) {
 // killController kills the controller's process and waits until another one leads.
 func killController(t *testing.T) {
 	t.Helper()
-	before := controllerPID(t)
-	if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	cluster.Eventually(t, boot, "the controller is back", func() error {
-		if now := controllerPID(t); now == 0 || now == before {
-			return errors.New("not yet")
-		}
-		_, err := cluster.Kubectl(t.Context(), "get", "--raw", "/apis/subresources.kubevirt.io/v1") // the API server asks it
+	cluster.Kill(t, boot, "controller")
+	cluster.Eventually(t, boot, "the API server reaches the controller", func() error {
+		_, err := cluster.Kubectl(t.Context(), "get", "--raw", "/apis/subresources.kubevirt.io/v1")
 		return err
 	})
-}
-
-// controllerPID is the controller's process, 0 while there is none that works.
-func controllerPID(t *testing.T) int {
-	t.Helper()
-	out, _ := cluster.Patchbay(t.Context(), "status", "--name", cluster.Name, "--output", "json") // fails while something is wrong
-	var status supervised.Status
-	if err := json.Unmarshal([]byte(out), &status); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for _, c := range status.Components {
-		if c.Name == "controller" && c.Healthy {
-			return c.PID
-		}
-	}
-	return 0
 }

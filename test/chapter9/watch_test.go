@@ -16,10 +16,10 @@ import (
 // the other, once there is an end.
 func watchPhases(t *testing.T, ns string) func() []string {
 	t.Helper()
-	var out screen
+	var out, log screen
 	cmd := exec.CommandContext(t.Context(), filepath.Join(cluster.Root(), "bin", "patchbay"), "kubectl", "--name", cluster.Name, "--",
-		"get", "VirtualMachineInstanceMigration", "-w", "-n", ns)
-	cmd.Stdout, cmd.WaitDelay = &out, time.Second
+		"get", "VirtualMachineInstanceMigration", "-w", "-n", ns, "-v", "6")
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &log, time.Second
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -28,6 +28,12 @@ func watchPhases(t *testing.T, ns string) func() []string {
 		_ = cmd.Wait()
 	}
 	t.Cleanup(stop)
+	cluster.Eventually(t, soon, "the watch begins", func() error {
+		if !strings.Contains(log.String(), "watch=true") { // kubectl tells of a request when it is answered
+			return fmt.Errorf("kubectl says %q", log.String())
+		}
+		return nil
+	})
 	shown := func() (phases []string) {
 		for _, line := range strings.Split(out.String(), "\n") {
 			if fields := strings.Fields(line); len(fields) == 3 && fields[0] != "NAME" {

@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -85,35 +84,6 @@ func (f *fixture) dir(elem ...string) string {
 	return filepath.Join(append([]string{f.home, f.Name}, elem...)...)
 }
 
-// status asks without minding whether the cluster is healthy.
-func (f *fixture) status(t *testing.T) cluster.Status {
-	t.Helper()
-	out, err := f.Patchbay(t.Context(), "status", "--name", f.Name, "--output", "json")
-	var failed *local.CommandError
-	if err != nil && !errors.As(err, &failed) {
-		t.Fatal(err)
-	}
-	var s cluster.Status
-	if err := json.Unmarshal([]byte(out), &s); err != nil {
-		t.Fatalf("status prints %q: %v", out, err)
-	}
-	if s.Healthy != (err == nil) {
-		t.Errorf("healthy is %v and the command says %v", s.Healthy, err)
-	}
-	return s
-}
-
-func component(t *testing.T, s cluster.Status, name string) cluster.Component {
-	t.Helper()
-	for _, c := range s.Components {
-		if c.Name == name {
-			return c
-		}
-	}
-	t.Fatalf("there is no component %s", name)
-	return cluster.Component{}
-}
-
 // pids are the processes of all components.
 func pids(s cluster.Status) map[string]int {
 	found := map[string]int{}
@@ -130,7 +100,7 @@ func (f *fixture) healthy(t *testing.T) cluster.Status {
 	t.Helper()
 	var s cluster.Status
 	f.Eventually(t, limit, "the cluster is healthy", func() error {
-		s = f.status(t)
+		s = f.Status(t)
 		return troubles(s)
 	})
 	return s
@@ -311,18 +281,14 @@ func (f *fixture) testUpAgain(t *testing.T) {
 func (f *fixture) testKillEach(t *testing.T) {
 	containers := f.containers(t)
 	before := f.healthy(t)
-	for name, pid := range pids(before) {
-		if name == "supervisor" {
+	for _, c := range before.Components {
+		if c.PID == 0 || c.Name == "supervisor" {
 			continue
 		}
-		kill(t, pid)
-		f.Eventually(t, limit, name+" runs again", func() error {
-			now := component(t, f.status(t), name)
-			if !now.Healthy || now.PID == pid || now.Restarts != component(t, before, name).Restarts+1 {
-				return fmt.Errorf("is %+v", now)
-			}
-			return nil
-		})
+		kill(t, c.PID)
+		if now := f.Replaced(t, limit, c); now.Restarts != c.Restarts+1 {
+			t.Errorf("%s was started %d times and is %+v", c.Name, c.Restarts, now)
+		}
 	}
 	f.healthy(t)
 	if diff := cmp.Diff(containers, f.containers(t)); diff != "" {
@@ -349,8 +315,8 @@ func (f *fixture) testKillSupervisor(t *testing.T) {
 	before := pids(f.healthy(t))
 	kill(t, before["supervisor"])
 	f.Eventually(t, limit, "status tells", func() error {
-		s := f.status(t)
-		if s.Healthy || component(t, s, "supervisor").Healthy {
+		s := f.Status(t)
+		if s.Healthy || f.Component(t, "supervisor").Healthy {
 			return errors.New("status says that all is well")
 		}
 		for name, pid := range pids(s) {
@@ -379,7 +345,7 @@ func (f *fixture) testKillSupervisor(t *testing.T) {
 func (f *fixture) testKillEverything(t *testing.T) {
 	f.killEverything(t)
 	f.Eventually(t, limit, "status knows of no process", func() error {
-		if s := f.status(t); s.Healthy || len(pids(s)) != 0 {
+		if s := f.Status(t); s.Healthy || len(pids(s)) != 0 {
 			return fmt.Errorf("processes %v", pids(s))
 		}
 		return nil
@@ -403,7 +369,7 @@ func (f *fixture) testRestartOfTheHost(t *testing.T) {
 }
 
 func (f *fixture) testDown(t *testing.T) {
-	kill(t, pids(f.status(t))["supervisor"])
+	kill(t, pids(f.Status(t))["supervisor"])
 	out, err := f.Patchbay(t.Context(), "down", "--name", f.Name)
 	if err != nil || !strings.Contains(out, "is removed") {
 		t.Errorf("down prints %q, %v", out, err)

@@ -110,7 +110,7 @@ func (f *fixture) processes(t *testing.T) []int {
 // killEverything leaves no process of the cluster, the supervisor first, as if the host had lost power.
 func (f *fixture) killEverything(t *testing.T) {
 	t.Helper()
-	kill(t, pids(f.status(t))["supervisor"])
+	kill(t, pids(f.Status(t))["supervisor"])
 	f.Eventually(t, limit, "no process is left", func() error {
 		for _, pid := range f.processes(t) {
 			kill(t, pid)

@@ -4,14 +4,11 @@ package devices
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +19,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"patchbay/internal/agent/devices"
-	"patchbay/internal/cluster"
 	"patchbay/internal/qemu"
 	"patchbay/test/local"
 )
@@ -119,7 +115,7 @@ func TestPodGetsWhatItRequests(t *testing.T) {
 		t.Error("a pod that requested nothing opens the device")
 	}
 
-	restartKubelet(t)
+	node.Kill(t, limit, node.Nodes[0]+"/kubelet")
 	offered(t, device.Resource, 5)
 	start(t, namespace, "later", device.Resource+": 4")
 	for _, name := range []string{"with", "later"} {
@@ -137,37 +133,6 @@ func TestPodGetsWhatItRequests(t *testing.T) {
 	if err := opens(t.Context(), namespace, "with", device.Path); err != nil {
 		t.Errorf("a device that was withdrawn is taken from the pod that has it: %v", err)
 	}
-}
-
-// restartKubelet kills the kubelet and waits for the next one.
-func restartKubelet(t *testing.T) {
-	t.Helper()
-	before := kubelet(t)
-	if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	node.Eventually(t, limit, "another kubelet runs", func() error {
-		if pid := kubelet(t); pid == 0 || pid == before {
-			return errors.New("there is none yet")
-		}
-		return nil
-	})
-}
-
-// kubelet is the process of the node's healthy kubelet; 0: it is not healthy.
-func kubelet(t *testing.T) int {
-	t.Helper()
-	out, err := node.Patchbay(t.Context(), "status", "--name", node.Name, "--output", "json") // fails while something is unhealthy
-	var status cluster.Status
-	if broken := json.Unmarshal([]byte(out), &status); broken != nil {
-		t.Fatalf("%v: %v", err, broken)
-	}
-	for _, c := range status.Components {
-		if c.Name == node.Nodes[0]+"/kubelet" && c.Healthy {
-			return c.PID
-		}
-	}
-	return 0
 }
 
 const machine = `

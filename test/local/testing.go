@@ -3,6 +3,7 @@ package local
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -107,10 +108,26 @@ func (c *Cluster) Gone(ctx context.Context) error {
 	return nil
 }
 
-// Describe logs what a namespace holds, for the reader of a failed test.
+// Describe logs what a namespace holds and what happened last in it, for the reader of a failed test.
 func (c *Cluster) Describe(ctx context.Context, t *testing.T, namespace string) {
-	out, err := c.Kubectl(ctx, "get", "vm,vmi,pod,svc,events", "-n", namespace, "-o", "wide")
-	t.Logf("namespace %s (%v):\n%s", namespace, err, out)
+	const columns = "custom-columns=LAST:.lastTimestamp,KIND:.involvedObject.kind,NAME:.involvedObject.name,REASON:.reason,MESSAGE:.message"
+	objects, failed := c.Kubectl(ctx, "get", "vm,vmi,vmim,pod,svc", "-n", namespace)
+	events, failedToo := c.Kubectl(ctx, "get", "events", "-n", namespace, "--sort-by", ".lastTimestamp", "--no-headers", "-o", columns)
+	t.Logf("namespace %s:\n%s%s%v", namespace, objects, newest(events), errors.Join(failed, failedToo))
+}
+
+// newest are the last lines of a text, none of them long.
+func newest(text string) string {
+	const lines, width = 20, 700
+	all := strings.SplitAfter(text, "\n")
+	var short strings.Builder
+	for _, line := range all[max(0, len(all)-lines):] {
+		if len(line) > width {
+			line = line[:width] + "…\n"
+		}
+		short.WriteString(line)
+	}
+	return short.String()
 }
 
 // Apply applies manifests; {{.name}} are replaced by values.

@@ -1,8 +1,6 @@
 package migration
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -13,9 +11,6 @@ import (
 	"testing"
 
 	virtv1 "kubevirt.io/api/core/v1"
-
-	"patchbay/internal/cluster"
-	"patchbay/test/local"
 )
 
 // disaster strikes a node, and with it all machines that leave it or come to it. Each is at another point of its migration then.
@@ -66,41 +61,8 @@ func (d disaster) sourceAgent(t *testing.T) {
 	late.rules(t, slow+"\n  "+holding)
 	begun["late"] = late.move(t, nil)
 	late.isHeld(t)
-	d.killAgent(t, "node-1")
+	lab.Kill(t, limit, "node-1/agent")
 	d.over(t, begun, "agent")
-}
-
-// killAgent kills a node's agent and waits for the next one.
-func (d disaster) killAgent(t *testing.T, node string) {
-	t.Helper()
-	before := component(t, node+"/agent")
-	kill(t, before.PID, syscall.SIGKILL)
-	lab.Eventually(t, limit, "another agent works on "+node, func() error {
-		if now := component(t, before.Name); !now.Healthy || now.PID == before.PID {
-			return fmt.Errorf("it is %+v", now)
-		}
-		return nil
-	})
-}
-
-func component(t *testing.T, name string) cluster.Component {
-	t.Helper()
-	out, err := lab.Patchbay(t.Context(), "status", "--name", lab.Name, "--output", "json")
-	var failed *local.CommandError
-	if err != nil && !errors.As(err, &failed) {
-		t.Fatal(err)
-	}
-	var s cluster.Status
-	if err := json.Unmarshal([]byte(out), &s); err != nil {
-		t.Fatalf("status prints %q: %v", out, err)
-	}
-	for _, c := range s.Components {
-		if c.Name == name {
-			return c
-		}
-	}
-	t.Fatalf("there is no component %s", name)
-	return cluster.Component{}
 }
 
 // isolate cuts the nodes off from each other, or joins them again. Both reach the control plane all the time.

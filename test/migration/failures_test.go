@@ -103,7 +103,7 @@ func TestFailures(t *testing.T) {
 	d := disaster{ns: ns, guard: w, patients: all}
 	t.Run("the source's agent is killed", d.sourceAgent)
 	t.Run("the target's agent is killed", func(t *testing.T) {
-		d.strikes(t, "agent", func(t *testing.T) { d.killAgent(t, "node-2") })
+		d.strikes(t, "agent", func(t *testing.T) { lab.Kill(t, limit, "node-2/agent") })
 	})
 	t.Run("the nodes are cut off from each other", d.cutOff)
 	t.Run("the target's disk is full", func(t *testing.T) { all["wish"].diskFull(t) })

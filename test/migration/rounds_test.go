@@ -9,6 +9,9 @@ import (
 
 const rounds = 20
 
+// stalled is a silence that no load explains: packets were thrown away until a switch forgot the connection.
+const stalled = 25 * time.Second
+
 // TestRounds moves a machine to and fro. One connection is open all the time.
 func TestRounds(t *testing.T) {
 	ns := newTenant(t)
@@ -30,7 +33,11 @@ func TestRounds(t *testing.T) {
 			t.Fatalf("migration %d: the guest is still on %s", n+1, from)
 		}
 		visits[to]++
-		t.Logf("migration %d, to %s: %.1f s, longest time without an answer %v", n+1, to, took.Seconds(), c.longest().Round(time.Millisecond))
+		silence := c.longest()
+		t.Logf("migration %d, to %s: %.1f s, longest time without an answer %v", n+1, to, took.Seconds(), silence.Round(time.Millisecond))
+		if silence > stalled {
+			t.Errorf("migration %d, to %s: the connection stood still for %v", n+1, to, silence)
+		}
 	}
 	if visits["node-1"] != rounds/2 || visits["node-2"] != rounds/2 {
 		t.Errorf("the guest went to %v", visits)

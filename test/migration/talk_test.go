@@ -21,7 +21,7 @@ import (
 
 // line is what is sent at a time.
 const (
-	lineLength   = 512
+	lineLength   = 4096
 	lineInterval = 50 * time.Millisecond
 )
 

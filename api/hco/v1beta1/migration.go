@@ -4,6 +4,10 @@ package v1beta1
 // one is wanted.
 const MigrationNetworkAnnotation = "patchbay.io/migration-network"
 
+// SourceAnnotation on the KubeVirt object is the namespace of the HyperConverged object that it follows, where the network of
+// migrations is looked for.
+const SourceAnnotation = "patchbay.io/hyperconverged-namespace"
+
 // MigrationMember is one node on the network of migrations.
 //
 // +kubebuilder:object:generate=false

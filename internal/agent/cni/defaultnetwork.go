@@ -2,7 +2,6 @@ package cni
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,42 +12,34 @@ import (
 	"patchbay/internal/agent/cni/shim"
 	"patchbay/internal/agent/delegate"
 	"patchbay/internal/agent/podnet"
+	"patchbay/internal/home"
 	"patchbay/internal/netconf"
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/tenancy/attachment"
 )
-
-// DefaultNetworkAnnotation names the definition of the network that a pod gets instead of the cluster's default one.
-const DefaultNetworkAnnotation = "v1.multus-cni.io/default-network"
-
-// systemNamespace holds the definition of the cluster's default network, and those that pods may name without a namespace.
-const systemNamespace = "patchbay-system"
 
 // ParseDefault reads a pod's annotation v1.multus-cni.io/default-network: a name, NAMESPACE/NAME or a list of one in JSON. It is nil when
 // the pod names no other network than the cluster's default one. A name alone has no namespace yet.
 func ParseDefault(annotations map[string]string) (*Selection, error) {
-	text := strings.TrimSpace(annotations[DefaultNetworkAnnotation])
-	if text == "" {
-		return nil, nil
+	e, listed, err := attachment.ListedDefault[nadv1.NetworkSelectionElement](annotations)
+	if err != nil {
+		return nil, err
 	}
-	var e nadv1.NetworkSelectionElement
-	if strings.HasPrefix(text, "[") {
-		var list []nadv1.NetworkSelectionElement
-		if err := json.Unmarshal([]byte(text), &list); err != nil {
-			return nil, fmt.Errorf("annotation %s is not a list of networks in JSON: %w", DefaultNetworkAnnotation, err)
+	if !listed {
+		text := strings.TrimSpace(annotations[attachment.DefaultNetworkAnnotation])
+		if text == "" {
+			return nil, nil
 		}
-		if len(list) != 1 {
-			return nil, fmt.Errorf("annotation %s lists %d networks; want one", DefaultNetworkAnnotation, len(list))
+		namespace, name, ok := strings.Cut(text, "/")
+		if !ok {
+			namespace, name = "", text
 		}
-		e = list[0]
-	} else if namespace, name, ok := strings.Cut(text, "/"); ok {
 		e.Namespace, e.Name = namespace, name
-	} else {
-		e.Name = text
 	}
 	if e.Name == "" || strings.ContainsAny(e.Name, "/,@") {
-		return nil, fmt.Errorf("annotation %s does not name one network attachment definition; write NAMESPACE/NAME", DefaultNetworkAnnotation)
+		return nil, fmt.Errorf("annotation %s does not name one network attachment definition; write NAMESPACE/NAME", attachment.DefaultNetworkAnnotation)
 	}
-	if e.Name == podnetworks.Default && e.Namespace == systemNamespace {
+	if e.Name == podnetworks.Default && e.Namespace == home.Namespace {
 		return nil, nil
 	}
 	return &Selection{Element: e}, nil
@@ -63,7 +54,7 @@ func (p *Plugin) defaultNetwork(ctx context.Context, w *Wanted) (config string, 
 	}
 	namespaces := []string{s.Element.Namespace}
 	if s.Element.Namespace == "" {
-		namespaces = []string{w.Pod.Namespace, systemNamespace}
+		namespaces = []string{w.Pod.Namespace, home.Namespace}
 	}
 	if p.Definitions == nil || p.Delegates == nil {
 		return "", errors.New("this agent runs no CNI plugins of others")
@@ -91,7 +82,7 @@ func (p *Plugin) defaultNetwork(ctx context.Context, w *Wanted) (config string, 
 	n, err := netconf.Parse(s.Network, config)
 	if err == nil && !n.IsDefault() {
 		err = fmt.Errorf("is a network of the overlay; annotation %s can name the cluster's default network or one of another plugin: "+
-			"give the namespace a primary user-defined network, or name it in annotation %s", DefaultNetworkAnnotation, nadv1.NetworkAttachmentAnnot)
+			"give the namespace a primary user-defined network, or name it in annotation %s", attachment.DefaultNetworkAnnotation, nadv1.NetworkAttachmentAnnot)
 	}
 	if err != nil {
 		return "", &shim.Error{Code: shim.CodeInvalidConfig, Msg: fmt.Sprintf("network-attachment-definition %s: %v", s.Network, err)}

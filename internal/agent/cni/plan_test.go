@@ -11,6 +11,7 @@ import (
 
 	"patchbay/internal/golden"
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/tenancy/attachment"
 )
 
 // planCase is one file of testdata/plan: the annotations of a pod, and the configurations of definitions that are not ours.
@@ -104,7 +105,7 @@ func planned(c planCase) (wiring, error) {
 	}
 	inside := []netip.Prefix{netip.MustParsePrefix("10.128.0.0/14"), netip.MustParsePrefix("172.30.0.0/16")}
 	w := Wanted{Pod: s.pod, Given: given, Selections: selections}
-	if w.Default, err = ParseDefault(map[string]string{DefaultNetworkAnnotation: c.Default}); err != nil {
+	if w.Default, err = ParseDefault(map[string]string{attachment.DefaultNetworkAnnotation: c.Default}); err != nil {
 		return wiring{}, err
 	}
 	if w.Default != nil {

@@ -81,16 +81,8 @@ func (c call) needs(since string) error {
 
 // parseSandbox is lenient for DEL, which must succeed with whatever the runtime still knows.
 func parseSandbox(r shim.Request) (sandbox, error) {
-	args := map[string]string{}
-	for pair := range strings.SplitSeq(r.Args, ";") {
-		if key, value, ok := strings.Cut(pair, "="); ok {
-			args[key] = value
-		}
-	}
-	s := sandbox{
-		pod:         PodRef{args["K8S_POD_NAMESPACE"], args["K8S_POD_NAME"], types.UID(args["K8S_POD_UID"])},
-		containerID: r.ContainerID, netns: r.Netns, ifName: r.IfName,
-	}
+	pod := r.Pod()
+	s := sandbox{pod: PodRef{pod.Namespace, pod.Name, types.UID(pod.UID)}, containerID: r.ContainerID, netns: r.Netns, ifName: r.IfName}
 	if s.containerID == "" || s.ifName == "" {
 		return s, invalidEnvironment("CNI_CONTAINERID and CNI_IFNAME must be set")
 	}

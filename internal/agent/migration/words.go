@@ -39,12 +39,16 @@ type Hello struct {
 	Seed []byte `json:"seed,omitempty"`
 	// Disks are the block nodes whose content follows over the channel Block.
 	Disks []string `json:"disks,omitempty"`
+	// Bases are the checksums of what disks lie over and never change, by block node, where the source could tell.
+	Bases map[string]string `json:"bases,omitempty"`
 	// PostCopy says that the guest may have to run on the target before all of its memory is there.
 	PostCopy bool `json:"postCopy,omitempty"`
 }
 
 // Prepared says that the target's QEMU listens.
 type Prepared struct {
+	// SameBases are the block nodes whose disks lie over the same content here: only what was written above it has to follow.
+	SameBases []string `json:"sameBases,omitempty"`
 	// PostCopy says that it can let the guest run before all of its memory is there.
 	PostCopy bool `json:"postCopy,omitempty"`
 }

@@ -12,13 +12,11 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/event"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
-	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	hcov1beta1 "patchbay/api/hco/v1beta1"
+	"patchbay/internal/requeue"
 )
 
 // How soon a node looks again: a definition may have changed, or what kept the node off the network may be gone.
@@ -32,30 +30,25 @@ const (
 type Reporter struct {
 	network *Network
 	client  client.Client
-	wake    chan event.GenericEvent
+	wake    requeue.Wakeups
 }
 
 // NewReporter makes a Reporter.
 func NewReporter(n *Network, c client.Client) *Reporter {
-	r := &Reporter{n, c, make(chan event.GenericEvent, 1)}
-	n.changed = func() {
-		select {
-		case r.wake <- event.GenericEvent{Object: &corev1.Node{}}:
-		default: // awake already
-		}
-	}
+	r := &Reporter{network: n, client: c}
+	n.changed = func() { r.wake.Wake(only.NamespacedName) }
 	return r
 }
 
 // AddToManager has the manager run it.
 func (r *Reporter) AddToManager(m manager.Manager) error {
 	return ctrl.NewControllerManagedBy(m).Named("migration-network").
-		Watches(&virtv1.KubeVirt{}, toOne).WatchesRawSource(source.Channel(r.wake, toOne)).
+		Watches(&virtv1.KubeVirt{}, requeue.One(only)).WatchesRawSource(r.wake.Source()).
 		WithOptions(controller.Options{SkipNameValidation: new(true)}).Complete(r)
 }
 
-// toOne: every event asks for the same work.
-var toOne = handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{{}} })
+// only is what every event asks for: there is one node to see to.
+var only = reconcile.Request{}
 
 // Reconcile joins or leaves, and reports.
 func (r *Reporter) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {

@@ -12,7 +12,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -21,6 +20,7 @@ import (
 	ovnv1 "patchbay/api/ovn/v1"
 	"patchbay/internal/agent/link"
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/requeue"
 )
 
 // auditInterval is how soon rules that somebody else removed are back.
@@ -69,22 +69,22 @@ func (n *Network) AddToManager(m manager.Manager) error {
 	if err != nil {
 		return err
 	}
-	always := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{everything} })
-	device := make(chan event.GenericEvent, 1)
+	always := requeue.One(everything)
+	var device requeue.Wakeups
 	sources := []source.Source{
 		source.Kind(m.GetCache(), client.Object(&corev1.Node{}), always, nodeChanged),
 		source.Kind(m.GetCache(), client.Object(&corev1.Service{}), always),
 		source.Kind(m.GetCache(), client.Object(&discoveryv1.EndpointSlice{}), always),
 		source.Kind(m.GetCache(), client.Object(&corev1.Namespace{}), always, namespaceMatters),
 		source.Kind(m.GetCache(), client.Object(&corev1.Pod{}), always, podMatters),
-		source.Channel(device, always),
+		device.Source(),
 	}
 	for _, s := range sources {
 		if err := c.Watch(s); err != nil {
 			return fmt.Errorf("node network: %w", err)
 		}
 	}
-	if err := m.Add(manager.RunnableFunc(func(ctx context.Context) error { return n.watchDevice(ctx, device) })); err != nil {
+	if err := m.Add(manager.RunnableFunc(func(ctx context.Context) error { return n.watchDevice(ctx, &device) })); err != nil {
 		return err
 	}
 	if err := m.Add(manager.RunnableFunc(n.awaitFailure)); err != nil {
@@ -125,13 +125,8 @@ func (n *Network) awaitFailure(ctx context.Context) error {
 	}
 }
 
-func (n *Network) watchDevice(ctx context.Context, out chan<- event.GenericEvent) error {
-	wake := func() {
-		select {
-		case out <- event.GenericEvent{Object: &corev1.Node{}}:
-		default: // one is waiting already
-		}
-	}
+func (n *Network) watchDevice(ctx context.Context, device *requeue.Wakeups) error {
+	wake := func() { device.Wake(everything.NamespacedName) }
 	for {
 		err := link.Watch(ctx, ManagementDevice, wake)
 		if !errors.Is(err, link.ErrMissed) || ctx.Err() != nil {

@@ -31,7 +31,8 @@ const (
 
 // Client is a connection to one database. It reconnects by itself; calls during an outage wait for it, changes for transactionTimeout.
 type Client struct {
-	db client.Client
+	db       client.Client
+	endpoint string
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change of an interface or bridge
@@ -50,7 +51,7 @@ func Connect(ctx context.Context, endpoint string, log *slog.Logger) (*Client, e
 	if err != nil {
 		return nil, fmt.Errorf("open the Open vSwitch database %s: %w", endpoint, err)
 	}
-	c := &Client{db: db, changed: make(chan struct{})}
+	c := &Client{db: db, endpoint: endpoint, changed: make(chan struct{})}
 	if err := firstConnect(ctx, db, log); err != nil {
 		return nil, fmt.Errorf("connect to the Open vSwitch database %s (is ovsdb-server running?): %w", endpoint, err)
 	}
@@ -94,7 +95,7 @@ func (c *Client) monitor(ctx context.Context) error {
 	_, err := c.db.Monitor(ctx, c.db.NewMonitor(
 		client.WithTable(root, &root.ExternalIDs, &root.OtherConfig, &root.Bridges, &root.DatapathTypes),
 		client.WithTable(bridge, &bridge.Name, &bridge.Ports, &bridge.DatapathType, &bridge.FailMode,
-			&bridge.STPEnable, &bridge.RSTPEnable, &bridge.McastSnoopingEnable),
+			&bridge.STPEnable, &bridge.RSTPEnable, &bridge.McastSnoopingEnable, &bridge.ExternalIDs),
 		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs, &port.OtherConfig, &port.Tag, &port.Trunks, &port.VLANMode),
 		client.WithTable(iface, &iface.Name, &iface.Type, &iface.ExternalIDs, &iface.Error, &iface.Ofport,
 			&iface.MAC, &iface.MTURequest, &iface.Options),

@@ -29,6 +29,7 @@ import (
 	"patchbay/internal/agent/migrationnet"
 	"patchbay/internal/agent/podnet"
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/machinepod"
 	"patchbay/internal/qemu"
 )
 
@@ -103,7 +104,7 @@ func (d *Driver) AddToManager(m manager.Manager) error {
 	b := builder.ControllerManagedBy(m).
 		Named("virtualmachineinstances").
 		For(&virtv1.VirtualMachineInstance{}).
-		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(machineOfPod), builder.WithPredicates(predicate.NewPredicateFuncs(isLauncher))).
+		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(machineOfPod), builder.WithPredicates(predicate.NewPredicateFuncs(machinepod.Is))).
 		WithOptions(controller.Options{SkipNameValidation: new(true)})
 	if d.Arriving != nil {
 		b = b.WatchesRawSource(source.Kind(d.Arriving, &virtv1.VirtualMachineInstance{},
@@ -121,8 +122,6 @@ func ArrivingOptions(node string) map[client.Object]cache.ByObject {
 		&virtv1.VirtualMachineInstance{}: {Label: labels.SelectorFromSet(labels.Set{virtv1.MigrationTargetNodeNameLabel: node})},
 	}
 }
-
-func isLauncher(o client.Object) bool { return o.GetLabels()[virtv1.AppLabel] == "virt-launcher" }
 
 // machineOfPod names the instance that a launcher's pod is of.
 func machineOfPod(_ context.Context, o client.Object) []reconcile.Request {

@@ -123,15 +123,52 @@ func passtPorts(ports []virtv1.Port) (tcp, udp []uint16) {
 	return slices.Compact(tcp), slices.Compact(udp)
 }
 
-// unplugged is how long the link of a guest that has come by migration is down. A guest that finds it up when it looks has noticed nothing.
-const unplugged = time.Second
+// unplugged is how long the link of a guest that has come by migration is down, at first and when the guest has not noticed: one that finds
+// the link up when it comes to look has noticed nothing.
+var unplugged = []time.Duration{time.Second, 3 * time.Second, 9 * time.Second}
 
-// refreshPasst has a guest that has come by migration ask for its addresses again: those of a pod are not those of another.
+// noticed is how soon a guest that has noticed has its new address, and its agent says so.
+const noticed = 15 * time.Second
+
+// refreshPasst has a guest that has come by migration ask for its addresses again: those of a pod are not those of another. It is asked
+// again while its agent says that it has none of them.
 func (d *domain) refreshPasst(ctx context.Context) {
-	if d.setPasstLinks(ctx, false) {
-		sleep(ctx, unplugged)
+	for _, down := range unplugged {
+		if !d.setPasstLinks(ctx, false) {
+			return
+		}
+		sleep(ctx, down)
 		d.setPasstLinks(context.WithoutCancel(ctx), true)
+		if !sleep(ctx, noticed) || d.hasPasstAddresses(ctx) {
+			return
+		}
+		d.log.Info("the guest still has the addresses of another pod; its link is taken away again")
 	}
+}
+
+// hasPasstAddresses says whether the guest has an address of its pod on each NIC that passt serves, as far as its agent tells.
+func (d *domain) hasPasstAddresses(ctx context.Context) bool {
+	if d.describe().Guest == nil {
+		return true // nobody knows better
+	}
+	ctx, cancel := context.WithTimeout(ctx, actLimit)
+	defer cancel()
+	interfaces, err := d.agent.Interfaces(ctx)
+	if err != nil {
+		return true
+	}
+	var has []string
+	for _, i := range interfaces {
+		for _, address := range i.Addresses {
+			has = append(has, address.IP)
+		}
+	}
+	for _, c := range d.list() {
+		if c.Wired.Passt != nil && !slices.ContainsFunc(c.Wired.IPs, func(ip netip.Addr) bool { return slices.Contains(has, ip.String()) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // setPasstLinks sets the links of all NICs that passt serves, and says whether there are some.

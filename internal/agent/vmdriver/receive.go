@@ -15,6 +15,7 @@ import (
 	"patchbay/internal/agent/migration"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/migrate"
+	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qmp"
 )
 
@@ -221,12 +222,17 @@ func (r *receiver) prepare(hello *migration.Hello) (*migration.Prepared, error) 
 	if err != nil {
 		return nil, err
 	}
+	bases := d.digest(ctx, r.log, qemu.LocalDisks(r.vmi))
 	prepared := &migration.Prepared{PostCopy: hello.PostCopy && r.canPostCopy(ctx)}
 	r.running.Go(r.followLoad)
 	if err := r.receiveDisks(ctx, hello.Disks); err != nil {
 		return nil, err
 	}
-	return prepared, r.receiveMemory(ctx)
+	if err := r.receiveMemory(ctx); err != nil {
+		return nil, err
+	}
+	prepared.SameBases = sameBases(hello.Bases, <-bases)
+	return prepared, nil
 }
 
 // canPostCopy asks QEMU for post-copy. The node's kernel has to let it fetch memory that a guest misses, see openUserFault.
@@ -374,11 +380,12 @@ func (r *receiver) run(uid string, running bool) error {
 			return fmt.Errorf("let the guest run on the target node: %w", err)
 		}
 	}
+	r.arrived(ctx)
 	at := now()
 	r.update(func(s *vmstate.Receiving) { s.Taken, s.TakenAt, s.Failure = true, at, "" })
 	r.log.Info("the guest runs here", "bytes", r.counter.Received())
-	_ = d.monitor.Announce(ctx) // QEMU has done so once, before the guest ran
-	r.running.Go(func() { d.refreshPasst(r.ctx) })
+	_ = d.monitor.Announce(ctx)                    // QEMU has done so once, before the guest ran
+	d.running.Go(func() { d.refreshPasst(d.ctx) }) // longer than the migration lasts
 	return nil
 }
 
@@ -398,6 +405,18 @@ func (d *domain) awaitArrival(ctx context.Context) error {
 		}
 		if _, err := events.Until(ctx, func(e qmp.Event) bool { return e.Name == qmp.EventMigration }); err != nil {
 			return fmt.Errorf("wait until QEMU has what the guest needs to run: %w", err)
+		}
+	}
+}
+
+// arrived tells the guest's networks.
+func (r *receiver) arrived(ctx context.Context) {
+	for _, c := range r.domain.list() {
+		if c.Wired.Arrived == nil {
+			continue
+		}
+		if err := c.Wired.Arrived(ctx); err != nil {
+			r.log.Warn("connections of the guest may stand still for half a minute", "interface", c.Interface.Name, "error", err)
 		}
 	}
 }

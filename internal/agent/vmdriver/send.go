@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -150,6 +151,7 @@ func (s *sender) send() (taken bool, err error) {
 	disks := qemu.LocalDisks(s.vmi)
 	s.takeBack(disks) // of an agent that was killed: the guest may stand still
 	defer s.takeBack(disks)
+	bases := s.domain.digest(s.ctx, s.log, disks)
 	conn, err := s.reach()
 	if err != nil {
 		return false, err
@@ -163,18 +165,21 @@ func (s *sender) send() (taken bool, err error) {
 			_ = talk.Say(migration.Word{Failed: err.Error()})
 		}
 	}()
-	hello, err := s.hello()
+	hello, err := s.hello(disks)
 	if err != nil {
 		return false, err
 	}
+	hello.Bases = <-bases
 	if err := talk.Say(migration.Word{Hello: hello}); err != nil {
 		return false, err
 	}
-	if err := s.hearPrepared(talk); err != nil {
+	prepared, err := s.hearPrepared(talk)
+	if err != nil {
 		return false, err
 	}
+	s.options.PostCopy = s.options.PostCopy && prepared.PostCopy
 	s.streams.Go(func() { s.listen(talk) })
-	if err := s.copyDisks(hello.Disks); err != nil {
+	if err := s.copyDisks(hello.Disks, prepared.SameBases); err != nil {
 		return false, err
 	}
 	if err := s.copyMemory(hello.Disks); err != nil {
@@ -258,14 +263,17 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // hello describes the guest as it is.
-func (s *sender) hello() (*migration.Hello, error) {
+func (s *sender) hello(disks []qemu.LocalDisk) (*migration.Hello, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, actLimit)
 	defer cancel()
 	ports, err := s.domain.monitor.Ports(ctx)
 	if err != nil {
 		return nil, err
 	}
-	h := &migration.Hello{Migration: string(s.migrationUID()), Disks: qemu.LocalDisks(s.vmi), PostCopy: s.options.PostCopy}
+	h := &migration.Hello{Migration: string(s.migrationUID()), PostCopy: s.options.PostCopy}
+	for _, disk := range disks {
+		h.Disks = append(h.Disks, disk.Node)
+	}
 	h.NICs, h.Ports = qemu.NICPorts(ports)
 	h.Seed, err = readSeed(s.driver.runDir(s.domain.pod))
 	return h, err
@@ -287,18 +295,17 @@ func readSeed(dir string) ([]byte, error) {
 // maxSeed bounds a cloud-init disk in bytes.
 const maxSeed = 8 << 20
 
-func (s *sender) hearPrepared(talk *migration.Talk) error {
+func (s *sender) hearPrepared(talk *migration.Talk) (*migration.Prepared, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, prepareLimit)
 	defer cancel()
 	word, err := talk.Hear(ctx)
 	if err != nil {
-		return fmt.Errorf("the target node: %w", err)
+		return nil, fmt.Errorf("the target node: %w", err)
 	}
 	if word.Prepared == nil {
-		return errors.New("the target node's agent said something unexpected; are both agents of one version?")
+		return nil, errors.New("the target node's agent said something unexpected; are both agents of one version?")
 	}
-	s.options.PostCopy = s.options.PostCopy && word.Prepared.PostCopy
-	return nil
+	return word.Prepared, nil
 }
 
 // stream joins QEMU to a channel of the target: QEMU's end of a socket pair is given to it under a name.
@@ -336,11 +343,15 @@ func socketPair() (net.Conn, *os.File, error) {
 func mirrorOf(node string) string { return "mirror-" + node }
 func remoteOf(node string) string { return "remote-" + node }
 
-// copyDisks begins to mirror the disks and waits until both sides are equal.
-func (s *sender) copyDisks(disks []string) error {
+// copyDisks begins to mirror the disks and waits until both sides are equal. Of those with the same base only what lies above it is copied.
+func (s *sender) copyDisks(disks, sameBases []string) error {
 	for _, node := range disks {
+		how := qmp.MirrorAll
+		if slices.Contains(sameBases, node) {
+			how = qmp.MirrorTop
+		}
 		ctx, cancel := context.WithTimeout(s.ctx, 2*actLimit)
-		err := s.mirror(ctx, node)
+		err := s.mirror(ctx, node, how)
 		cancel()
 		if err != nil {
 			return fmt.Errorf("copy disk %s: %w", node, err)
@@ -352,14 +363,14 @@ func (s *sender) copyDisks(disks []string) error {
 	return s.awaitMirrors(len(disks))
 }
 
-func (s *sender) mirror(ctx context.Context, node string) error {
+func (s *sender) mirror(ctx context.Context, node, how string) error {
 	if err := s.stream(ctx, migration.Block, remoteOf(node)); err != nil {
 		return err
 	}
 	if err := s.domain.monitor.AddNBD(ctx, remoteOf(node), node, remoteOf(node)); err != nil {
 		return err
 	}
-	return s.domain.monitor.Mirror(ctx, mirrorOf(node), node, remoteOf(node), s.options.Bandwidth)
+	return s.domain.monitor.Mirror(ctx, mirrorOf(node), node, remoteOf(node), how, s.options.Bandwidth)
 }
 
 func (s *sender) awaitMirrors(count int) error {

@@ -11,6 +11,7 @@ import (
 	"patchbay/internal/agent/migration"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/migrate"
+	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qmp"
 )
 
@@ -41,7 +42,9 @@ func (s *sender) copyMemory(disks []string) error {
 		case qmp.MigrationCancelled:
 			return s.whyCancelled()
 		case qmp.MigrationSwitchover:
-			switched, err = true, s.switchOver(disks)
+			if !switched { // QEMU may take a moment to go on
+				switched, err = true, s.switchOver(disks)
+			}
 		default:
 			err = s.steer(monitor, progress)
 		}
@@ -186,7 +189,7 @@ func (s *sender) switchOver(disks []string) error {
 }
 
 // takeBack removes from QEMU what a migration that failed has left, so that another can begin. When it went well, QEMU ends soon.
-func (s *sender) takeBack(disks []string) {
+func (s *sender) takeBack(disks []qemu.LocalDisk) {
 	if s.driver.gift(s.vmi.UID).Migration == s.migrationUID() {
 		return
 	}
@@ -196,8 +199,8 @@ func (s *sender) takeBack(disks []string) {
 	if p, err := m.Migration(ctx); err == nil && p.Status != qmp.MigrationCompleted {
 		_ = m.MigrateCancel(ctx)
 	}
-	for _, node := range disks {
-		_ = m.EndMirror(ctx, mirrorOf(node), true)
+	for _, disk := range disks {
+		_ = m.EndMirror(ctx, mirrorOf(disk.Node), true)
 	}
 	for ctx.Err() == nil {
 		jobs, err := m.BlockJobs(ctx)
@@ -206,8 +209,8 @@ func (s *sender) takeBack(disks []string) {
 		}
 		sleep(ctx, monitorInterval/4)
 	}
-	for _, node := range disks {
-		_ = m.RemoveNode(ctx, remoteOf(node))
+	for _, disk := range disks {
+		_ = m.RemoveNode(ctx, remoteOf(disk.Node))
 	}
 	_ = m.SetMigrationCapabilities(ctx, map[string]bool{"auto-converge": false, "postcopy-ram": false, "pause-before-switchover": false})
 	if err := s.driver.letGo(ctx, s.vmi.UID, m); err != nil {

@@ -35,6 +35,7 @@ type TapPorts interface {
 	Plug(context.Context, ovs.Port) error
 	Unplug(ctx context.Context, names ...string) error
 	AwaitInstalled(ctx context.Context, name string) error
+	ForgetConnections(ctx context.Context, name string) error
 }
 
 // installLimit is how long a start waits for OVN to install a port's flows before it lets go and tries again.
@@ -122,6 +123,8 @@ func (w *Taps) wired(nic NIC, i podnet.Interface) *Wired {
 		wired.MAC = nic.MAC
 	}
 	wired.Tap = neighbours.Tap{Netns: netns.Own, Device: tapName(nic), MAC: wired.MAC}
+	// While a guest is on its way, its port is on both nodes: this one has heard half of its connections and takes what follows for forged.
+	wired.Arrived = func(ctx context.Context) error { return w.Ports.ForgetConnections(ctx, tapName(nic)) }
 	for _, ip := range i.IPs {
 		wired.IPs = append(wired.IPs, ip.Addr())
 	}

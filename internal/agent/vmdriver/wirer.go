@@ -75,6 +75,8 @@ type Wired struct {
 	Serve func(context.Context)
 	// Dial connects to a port of the guest from the pod; nil: the pod has no way to it.
 	Dial func(ctx context.Context, network string, port uint16) (net.Conn, error)
+	// Arrived is called when the guest has come by migration and runs here; nil: nothing is to be done.
+	Arrived func(context.Context) error
 	// Close frees what Serve would have used, if it is never called; nil: nothing.
 	Close func()
 }

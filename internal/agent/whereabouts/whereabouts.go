@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	cnitypes "github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -23,18 +22,15 @@ import (
 // Type is the name of the plugin in configurations.
 const Type = "whereabouts"
 
-// Pod names the pod that an address is for.
-type Pod struct{ Namespace, Name, UID string }
-
 // Config is what a plugin needs.
 type Config struct {
 	Store Store
 	// Socket is where the plugin is served.
 	Socket string
 	// Owner says for whom a pod's addresses are kept.
-	Owner func(ctx context.Context, pod Pod) (wbv1alpha1.Owner, error)
+	Owner func(ctx context.Context, pod shim.Pod) (wbv1alpha1.Owner, error)
 	// Warn tells people that a pod gets no address.
-	Warn func(ctx context.Context, pod Pod, message string)
+	Warn func(ctx context.Context, pod shim.Pod, message string)
 }
 
 // Plugin gives addresses out and takes them back. Calls may be concurrent.
@@ -72,7 +68,7 @@ func (p *Plugin) Do(ctx context.Context, r shim.Request) (json.RawMessage, error
 }
 
 func (p *Plugin) add(ctx context.Context, s settings, r shim.Request) (json.RawMessage, error) {
-	pod := podOf(r.Args)
+	pod := r.Pod()
 	if pod.Name == "" || r.ContainerID == "" || r.IfName == "" {
 		return nil, &shim.Error{Code: shim.CodeInvalidEnvironment, Msg: "CNI_ARGS must name the pod, and CNI_CONTAINERID and CNI_IFNAME its interface"}
 	}
@@ -128,22 +124,6 @@ func (p *Plugin) check(ctx context.Context, s settings, r shim.Request) error {
 		}
 	}
 	return nil
-}
-
-// podOf reads whose interface it is.
-func podOf(args string) (p Pod) {
-	for pair := range strings.SplitSeq(args, ";") {
-		key, value, _ := strings.Cut(pair, "=")
-		switch key {
-		case "K8S_POD_NAMESPACE":
-			p.Namespace = value
-		case "K8S_POD_NAME":
-			p.Name = value
-		case "K8S_POD_UID":
-			p.UID = value
-		}
-	}
-	return p
 }
 
 func answer(s settings, given []netip.Prefix) (json.RawMessage, error) {

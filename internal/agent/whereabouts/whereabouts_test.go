@@ -42,13 +42,15 @@ func newNode(c client.Client) *node {
 	n := &node{}
 	n.Plugin = New(Config{
 		Store: Store{Reader: c, Writer: c, Namespace: "system"}, Socket: "/run/s",
-		Owner: func(_ context.Context, pod Pod) (wbv1alpha1.Owner, error) {
+		Owner: func(_ context.Context, pod shim.Pod) (wbv1alpha1.Owner, error) {
 			if parts := strings.Split(pod.Name, "-"); parts[0] == "vm" {
 				return wbv1alpha1.Owner{Kind: wbv1alpha1.OwnerMachine, Namespace: pod.Namespace, Name: parts[1]}, nil
 			}
 			return wbv1alpha1.Owner{Namespace: pod.Namespace, Name: pod.Name}, nil
 		},
-		Warn: func(_ context.Context, pod Pod, message string) { n.warned = append(n.warned, pod.Name+": "+message) },
+		Warn: func(_ context.Context, pod shim.Pod, message string) {
+			n.warned = append(n.warned, pod.Name+": "+message)
+		},
 	})
 	return n
 }

@@ -7,6 +7,7 @@ import (
 
 	"patchbay/internal/cluster/kubeconfig"
 	"patchbay/internal/cluster/layout"
+	"patchbay/internal/home"
 )
 
 // User and group names that certificates carry; the RBAC objects of package bootstrap name the same.
@@ -115,7 +116,7 @@ func ensureController(c layout.Cluster, agents *Authority, fabric []net.IP) erro
 	leaf := Leaf{
 		CommonName: ControllerUser, Server: true, Client: true, IPs: fabric,
 		// Which Service stands before the controller is the controller's choice; its namespace is not.
-		DNSNames: []string{"*.patchbay-system.svc", "localhost"},
+		DNSNames: []string{"*." + home.Namespace + ".svc", "localhost"},
 	}
 	return ensureTLSDir(agents, func(file string) string { return c.PKI("controller", file) }, leaf)
 }

@@ -87,6 +87,15 @@ func (d *RunDir) Stop(ctx context.Context) (protocol.Response, error) {
 	return d.call(ctx, protocol.Request{Stop: &protocol.Stop{}}, nil)
 }
 
+// Digest asks for the checksums of overlays' sources. The launcher reads them whole, the first time.
+func (d *RunDir) Digest(ctx context.Context, sources []string) ([]string, error) {
+	response, err := d.call(ctx, protocol.Request{Digest: &protocol.Digest{Sources: sources}}, nil)
+	if err == nil && len(response.Digests) != len(sources) {
+		err = fmt.Errorf("the launcher answered %d checksums for %d files", len(response.Digests), len(sources))
+	}
+	return response.Digests, err
+}
+
 func (d *RunDir) call(ctx context.Context, request protocol.Request, files []*os.File) (protocol.Response, error) {
 	conn, err := d.Dial(ctx, protocol.SocketName)
 	if err != nil {

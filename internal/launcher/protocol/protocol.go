@@ -65,6 +65,7 @@ type Request struct {
 	Start  *Start  `json:"start,omitempty"`
 	Status *Status `json:"status,omitempty"`
 	Stop   *Stop   `json:"stop,omitempty"`
+	Digest *Digest `json:"digest,omitempty"`
 }
 
 // Status asks for the state; it never changes anything.
@@ -72,6 +73,11 @@ type Status struct{}
 
 // Stop ends QEMU: it is asked to quit, then killed. The guest is not told; an orderly shutdown goes through QMP first.
 type Stop struct{}
+
+// Digest asks what the sources of overlays hold. It takes as long as reading them does, the first time.
+type Digest struct {
+	Sources []string `json:"sources"` // as in Disk
+}
 
 // Start prepares the disks in order and then starts QEMU. Sent again with an equal ID it answers with the state and does nothing,
 // so that an agent that was killed in between may repeat it.
@@ -163,4 +169,5 @@ type Response struct {
 	PID      int       `json:"pid,omitempty"`      // QEMU's, in the pod
 	ExitCode int       `json:"exitCode,omitempty"` // QEMU's, when Exited; -N when signal N killed it
 	Since    time.Time `json:"since,omitzero"`     // of the state
+	Digests  []string  `json:"digests,omitempty"`  // of a Digest's sources, in their order: SHA-256, hexadecimal
 }

@@ -10,8 +10,8 @@ import (
 
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
-	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/machinepod"
 	"patchbay/internal/macpool"
 )
 
@@ -19,9 +19,6 @@ import (
 func PodOwner(namespace, name string) macpool.Owner {
 	return macpool.Owner{Kind: kindPod, Namespace: namespace, Name: name}
 }
-
-// Launcher says that a pod runs a machine, which answers for the pod's addresses.
-func Launcher(pod *corev1.Pod) bool { return pod.Labels[virtv1.AppLabel] == "virt-launcher" }
 
 // Attached says that a pod's networks are connected.
 func Attached(pod *corev1.Pod) bool { return pod.Annotations[nadv1.NetworkStatusAnnot] != "" }
@@ -40,7 +37,7 @@ func PodAddresses(pod *corev1.Pod) map[string]macpool.Address {
 // CompletePod fills in the addresses of a new pod's secondary networks. Only the long form of the annotation has room for them.
 func (a *Assigner) CompletePod(ctx context.Context, pod *corev1.Pod, dryRun bool) (warnings []string, err error) {
 	all := selections(pod)
-	if len(all) == 0 || a.off() || Attached(pod) || Launcher(pod) {
+	if len(all) == 0 || a.off() || Attached(pod) || machinepod.Is(pod) {
 		return nil, nil
 	}
 	var wishes []macpool.Wish

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/machinepod"
 	"patchbay/internal/macpool/assign"
 	"patchbay/internal/requeue"
 )
@@ -55,7 +56,7 @@ func (w *Watch) addCollisions(m manager.Manager) error {
 	}
 	attached := builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool {
 		pod := o.(*corev1.Pod)
-		return !assign.Launcher(pod) && assign.Attached(pod) && len(assign.PodAddresses(pod)) > 0
+		return !machinepod.Is(pod) && assign.Attached(pod) && len(assign.PodAddresses(pod)) > 0
 	}))
 	return ctrl.NewControllerManagedBy(m).Named("mac-collisions-pods").For(&corev1.Pod{}, attached).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(d.podsOf), relabelled).
@@ -86,7 +87,7 @@ func (d *detector) podsOf(ctx context.Context, o client.Object) []reconcile.Requ
 	}
 	var requests []reconcile.Request
 	for i := range all.Items {
-		if pod := &all.Items[i]; !assign.Launcher(pod) && len(assign.PodAddresses(pod)) > 0 {
+		if pod := &all.Items[i]; !machinepod.Is(pod) && len(assign.PodAddresses(pod)) > 0 {
 			requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(pod)})
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	"patchbay/internal/machinepod"
 	"patchbay/internal/macpool/assign"
 )
 
@@ -33,7 +34,7 @@ func (w *Watch) addOwners(m manager.Manager) error {
 	}
 	named := builder.WithPredicates(predicate.NewPredicateFuncs(func(o client.Object) bool {
 		pod := o.(*corev1.Pod)
-		return !assign.Launcher(pod) && len(assign.PodAddresses(pod)) > 0
+		return !machinepod.Is(pod) && len(assign.PodAddresses(pod)) > 0
 	}))
 	return ctrl.NewControllerManagedBy(m).Named("mac-pods").For(&corev1.Pod{}, named).Complete(reconcile.Func(w.pod))
 }

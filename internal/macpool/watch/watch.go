@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
+	"patchbay/internal/machinepod"
 	"patchbay/internal/macpool"
 	"patchbay/internal/macpool/assign"
 )
@@ -160,7 +161,7 @@ func (w *Watch) learn(ctx context.Context) (int, error) {
 
 // holds says that a pod's addresses are the pool's business.
 func (w *Watch) holds(ctx context.Context, pod *corev1.Pod, takesPart labels.Selector) bool {
-	return !assign.Launcher(pod) && len(assign.PodAddresses(pod)) > 0 && w.matches(ctx, pod.Namespace, takesPart)
+	return !machinepod.Is(pod) && len(assign.PodAddresses(pod)) > 0 && w.matches(ctx, pod.Namespace, takesPart)
 }
 
 // selector says which namespaces take part in what one of the webhooks does.

@@ -12,8 +12,6 @@ import (
 
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	virtv1 "kubevirt.io/api/core/v1"
 
 	ovnv1 "patchbay/api/ovn/v1"
@@ -55,21 +53,6 @@ type Wish struct {
 	MAC      net.HardwareAddr // wished; nil: any
 	Gateways []netip.Addr     // wished default route on a secondary network
 	Claim    string           // name of the IPAMClaim that the addresses belong to
-}
-
-// Machine is the virtual machine that a pod runs: the instance that controls it.
-type Machine struct {
-	Name string
-	UID  types.UID
-}
-
-// MachineOf says whose pod a pod is; ok is false when it is no machine's.
-func MachineOf(pod *corev1.Pod) (m Machine, ok bool) {
-	owner := metav1.GetControllerOf(pod)
-	if owner == nil || owner.Kind != virtv1.VirtualMachineInstanceGroupVersionKind.Kind || pod.Labels[virtv1.AppLabel] != "virt-launcher" {
-		return Machine{}, false
-	}
-	return Machine{Name: owner.Name, UID: owner.UID}, true
 }
 
 // Waiting is an error that ends by itself when something else comes: On says what.

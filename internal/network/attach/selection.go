@@ -15,9 +15,6 @@ import (
 	"patchbay/internal/tenancy/attachment"
 )
 
-// legacyClaim is the annotation by which pods ask for a claim's addresses.
-const legacyClaim = "k8s.ovn.org/primary-udn-ipamclaim"
-
 // selection is one element of an annotation.
 type selection struct {
 	Name      string       `json:"name"`
@@ -69,26 +66,19 @@ func parseShort(item string) selection {
 // defaultRequest is what the pod asks of its primary network. The annotation that carries it speaks of the default network; when
 // it names another definition it means something else.
 func (f Facts) defaultRequest() (selection, error) {
-	text := f.Pod.Annotations[attachment.DefaultNetworkAnnotation]
-	request := selection{Claim: f.Pod.Annotations[legacyClaim]}
-	if !strings.HasPrefix(strings.TrimSpace(text), "[") {
+	request := selection{Claim: f.Pod.Annotations[attachment.ClaimAnnotation]}
+	asked, listed, err := attachment.ListedDefault[selection](f.Pod.Annotations)
+	if err != nil || !listed {
+		return request, err
+	}
+	d, known := f.Networks.Definition(asked.Namespace + "/" + asked.Name)
+	if known && !(d.Err == nil && d.Network.IsDefault()) || !known && asked.Name != podnetworks.Default {
 		return request, nil
 	}
-	var list []selection
-	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		return request, fmt.Errorf("annotation %s is not a list of networks in JSON: %w", attachment.DefaultNetworkAnnotation, err)
+	if asked.Claim == "" {
+		asked.Claim = request.Claim
 	}
-	if len(list) != 1 {
-		return request, fmt.Errorf("annotation %s lists %d networks; want one", attachment.DefaultNetworkAnnotation, len(list))
-	}
-	d, known := f.Networks.Definition(list[0].Namespace + "/" + list[0].Name)
-	if known && !(d.Err == nil && d.Network.IsDefault()) || !known && list[0].Name != podnetworks.Default {
-		return request, nil
-	}
-	if list[0].Claim == "" {
-		list[0].Claim = request.Claim
-	}
-	return list[0], nil
+	return asked, nil
 }
 
 func parseMAC(text string) (net.HardwareAddr, error) {

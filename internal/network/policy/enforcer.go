@@ -12,6 +12,7 @@ import (
 
 	"patchbay/internal/netpolicy"
 	"patchbay/internal/ovn/nb"
+	"patchbay/internal/topology"
 )
 
 // Rows takes the wanted rows of some owners, together; *ovn.Store is one. Owners are "networkpolicy/NAMESPACE/NAME/NETWORK",
@@ -292,17 +293,10 @@ func (n *network) concerns(p netpolicy.Policy) bool {
 	return false
 }
 
-func (n *network) text() string {
-	if n.Name == "" {
-		return "(default)" // no network beside it can be called so
-	}
-	return n.Name
-}
-
 func policyOwner(n *network, key netpolicy.Key) string {
-	return strings.ToLower(key.Kind) + "/" + key.Namespace + "/" + key.Name + "/" + n.text()
+	return strings.ToLower(key.Kind) + "/" + key.Namespace + "/" + key.Name + "/" + topology.NetworkText(n.Name)
 }
 
-func isolationOwner(n *network) string { return "policy-isolation/" + n.text() }
+func isolationOwner(n *network) string { return "policy-isolation/" + topology.NetworkText(n.Name) }
 
 func portOwner(port string) string { return "policy-port/" + port }

@@ -19,13 +19,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
-	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	wbv1alpha1 "patchbay/api/whereabouts/v1alpha1"
 	"patchbay/internal/podnetworks"
+	"patchbay/internal/requeue"
 )
 
 const (
@@ -60,7 +60,7 @@ var all = reconcile.Request{NamespacedName: types.NamespacedName{Name: "all"}}
 
 // AddToManager runs the controller in a manager.
 func (r *Reclaimer) AddToManager(m manager.Manager) error {
-	look := handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request { return []reconcile.Request{all} })
+	look := requeue.One(all)
 	b := ctrl.NewControllerManagedBy(m).Named("reclaim").
 		Watches(&wbv1alpha1.IPPool{}, look).Watches(&wbv1alpha1.OverlappingRangeIPReservation{}, look)
 	for _, owner := range []client.Object{&corev1.Pod{}, &virtv1.VirtualMachine{}, &virtv1.VirtualMachineInstance{}, &corev1.Node{}} {

@@ -28,11 +28,17 @@ func (m Machine) RemoveNode(ctx context.Context, node string) error {
 	return m.do(ctx, "blockdev-del", map[string]any{"node-name": node})
 }
 
+// How much of a node Mirror copies.
+const (
+	MirrorAll = "full" // all that the guest sees
+	MirrorTop = "top"  // what was written above the backing file; the target has the same one
+)
+
 // Mirror copies a node, and then all that is written to it, to another one; its id is the job's. Speed is in bytes per second; 0 is
 // unlimited.
-func (m Machine) Mirror(ctx context.Context, job, node, target string, speed int64) error {
+func (m Machine) Mirror(ctx context.Context, job, node, target, how string, speed int64) error {
 	return m.do(ctx, "blockdev-mirror", map[string]any{
-		"job-id": job, "device": node, "target": target, "sync": "full", "speed": speed,
+		"job-id": job, "device": node, "target": target, "sync": how, "speed": speed,
 		// A guest that writes faster than the network would never be ready otherwise.
 		"copy-mode": "write-blocking", "auto-finalize": true, "auto-dismiss": true,
 	})

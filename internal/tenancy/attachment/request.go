@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	virtv1 "kubevirt.io/api/core/v1"
 )
@@ -13,9 +14,29 @@ import (
 const (
 	// AddressesAnnotation is where a machine wishes addresses: a JSON object of lists by interface.
 	AddressesAnnotation = "network.kubevirt.io/addresses"
-	// DefaultNetworkAnnotation asks for addresses on a pod's primary network. On the pods of machines it is Patchbay's.
+	// DefaultNetworkAnnotation names the definition of the network that a pod gets instead of the cluster's default one, or asks for
+	// addresses on its primary network. On the pods of machines it is Patchbay's.
 	DefaultNetworkAnnotation = "v1.multus-cni.io/default-network"
+	// ClaimAnnotation is the older way in which a pod asks for a claim's addresses on its primary network.
+	ClaimAnnotation = "k8s.ovn.org/primary-udn-ipamclaim"
 )
+
+// ListedDefault reads the annotation in its long form: a list of one network in JSON, of which each reader takes the fields that it
+// needs. The short form, which is not listed, is the name of a definition.
+func ListedDefault[Element any](annotations map[string]string) (asked Element, listed bool, err error) {
+	text := strings.TrimSpace(annotations[DefaultNetworkAnnotation])
+	if !strings.HasPrefix(text, "[") {
+		return asked, false, nil
+	}
+	var list []Element
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return asked, true, fmt.Errorf("annotation %s is not a list of networks in JSON: %w", DefaultNetworkAnnotation, err)
+	}
+	if len(list) != 1 {
+		return asked, true, fmt.Errorf("annotation %s lists %d networks; want one", DefaultNetworkAnnotation, len(list))
+	}
+	return list[0], true, nil
+}
 
 // Request is what a machine's pod asks of the overlay for one NIC.
 type Request struct {

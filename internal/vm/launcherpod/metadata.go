@@ -10,21 +10,20 @@ import (
 	nadv1 "github.com/k8snetworkplumbingwg/network-attachment-definition-client/pkg/apis/k8s.cni.cncf.io/v1"
 	virtv1 "kubevirt.io/api/core/v1"
 
+	"patchbay/internal/home"
+	"patchbay/internal/machinepod"
 	"patchbay/internal/podnetworks"
 	"patchbay/internal/tenancy/attachment"
 )
 
 // Keys that no imported package names.
 const (
-	istioInject          = "sidecar.istio.io/inject"
-	istioInterfaces      = "traffic.sidecar.istio.io/kubevirtInterfaces"
-	istioReroute         = "istio.io/reroute-virtual-interfaces"
-	multusDefaultNetwork = attachment.DefaultNetworkAnnotation
-	primaryClaim         = "k8s.ovn.org/primary-udn-ipamclaim"
-	defaultContainer     = "kubectl.kubernetes.io/default-container"
-	requestEvictOnly     = "descheduler.alpha.kubernetes.io/request-evict-only"
-	launcherLabelValue   = "virt-launcher"
-	guestBridge          = "k6t-eth0" // the name that mesh sidecars know, whatever the pod's interface is called
+	istioInject      = "sidecar.istio.io/inject"
+	istioInterfaces  = "traffic.sidecar.istio.io/kubevirtInterfaces"
+	istioReroute     = "istio.io/reroute-virtual-interfaces"
+	defaultContainer = "kubectl.kubernetes.io/default-container"
+	requestEvictOnly = "descheduler.alpha.kubernetes.io/request-evict-only"
+	guestBridge      = "k6t-eth0" // the name that mesh sidecars know, whatever the pod's interface is called
 )
 
 func podLabels(r Request) map[string]string {
@@ -33,7 +32,7 @@ func podLabels(r Request) map[string]string {
 	if labels == nil {
 		labels = map[string]string{}
 	}
-	labels[virtv1.AppLabel] = launcherLabelValue
+	labels[virtv1.AppLabel] = machinepod.App
 	labels[virtv1.CreatedByLabel] = string(vmi.UID)
 	labels[virtv1.DeprecatedVirtualMachineNameLabel] = Hostname(vmi)
 	labels[virtv1.VirtualMachineInstanceIDLabel] = ID(vmi.Name)
@@ -79,7 +78,7 @@ func podAnnotations(r Request) (map[string]string, error) {
 	}
 	for _, n := range r.VMI.Spec.Networks {
 		if n.Multus != nil && n.Multus.Default {
-			annotations[multusDefaultNetwork] = n.Multus.NetworkName
+			annotations[attachment.DefaultNetworkAnnotation] = n.Multus.NetworkName
 		}
 	}
 	if err := askPrimary(annotations, r.Overlay); err != nil {
@@ -102,9 +101,6 @@ type defaultNetwork struct {
 	Claim     string         `json:"ipam-claim-reference,omitempty"`
 }
 
-// defaultNetworkNamespace is where the definition of the cluster's default network lies.
-const defaultNetworkNamespace = "patchbay-system"
-
 // askPrimary asks for what the machine is to have on the primary network of its namespace.
 func askPrimary(annotations map[string]string, overlay map[string]attachment.Request) error {
 	for _, r := range overlay {
@@ -112,15 +108,15 @@ func askPrimary(annotations map[string]string, overlay map[string]attachment.Req
 			continue
 		}
 		if r.Claim != "" {
-			annotations[primaryClaim] = r.Claim
+			annotations[attachment.ClaimAnnotation] = r.Claim
 		}
 		if len(r.Addresses) == 0 && r.MAC == "" {
 			return nil
 		}
 		text, err := json.Marshal([]defaultNetwork{{
-			Name: "default", Namespace: defaultNetworkNamespace, IPs: r.Addresses, MAC: r.MAC, Claim: r.Claim,
+			Name: "default", Namespace: home.Namespace, IPs: r.Addresses, MAC: r.MAC, Claim: r.Claim,
 		}})
-		annotations[multusDefaultNetwork] = string(text)
+		annotations[attachment.DefaultNetworkAnnotation] = string(text)
 		return err
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -56,6 +57,25 @@ type Request struct {
 	IfName      string          `json:"ifName"`
 	Args        string          `json:"args"`
 	Config      json.RawMessage `json:"config"`
+}
+
+// Pod is whom a runtime makes an interface for. What it does not say is empty.
+type Pod struct{ Namespace, Name, UID string }
+
+// Pod reads CNI_ARGS as Kubernetes' runtimes write it.
+func (r Request) Pod() (p Pod) {
+	for pair := range strings.SplitSeq(r.Args, ";") {
+		key, value, _ := strings.Cut(pair, "=")
+		switch key {
+		case "K8S_POD_NAMESPACE":
+			p.Namespace = value
+		case "K8S_POD_NAME":
+			p.Name = value
+		case "K8S_POD_UID":
+			p.UID = value
+		}
+	}
+	return p
 }
 
 // Response holds either the JSON to print or an error.

@@ -13,6 +13,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+func TestPod(t *testing.T) {
+	for args, want := range map[string]Pod{
+		"":                                  {},
+		"IgnoreUnknown=1;K8S_POD_NAME=web":  {Name: "web"},
+		"K8S_POD_NAMESPACE;K8S_POD_NAME=a=": {Name: "a="},
+		"IgnoreUnknown=1;K8S_POD_NAMESPACE=red;K8S_POD_NAME=web;K8S_POD_UID=u1": {"red", "web", "u1"},
+	} {
+		if got := (Request{Args: args}).Pod(); got != want {
+			t.Errorf("%q is for %+v, want %+v", args, got, want)
+		}
+	}
+}
+
 // agent is a node agent that answers one request and keeps what it was asked.
 func agent(t *testing.T, answer *Response) (socket string, asked <-chan Request) {
 	t.Helper()
