@@ -13,6 +13,7 @@ import (
 
 	"patchbay/internal/launcher"
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/launcher/userfault"
 )
 
 // QEMU dies with the thread that starts it. The main thread lives as long as the process.
@@ -36,7 +37,7 @@ func run() int {
 	defer stop()
 	code, err := launcher.New(launcher.Config{
 		RunDir: protocol.RunDir, DiskDir: protocol.DiskDir, VolumesDir: protocol.VolumesDir,
-		QEMU: "/usr/bin/qemu-system-x86_64", QEMUImg: "/usr/bin/qemu-img", Passt: "/usr/bin/passt", Log: log,
+		QEMU: "/usr/bin/qemu-system-x86_64", QEMUImg: "/usr/bin/qemu-img", Passt: "/usr/bin/passt", UserFault: userfault.Library, Log: log,
 	}).Run(ctx)
 	if err != nil {
 		log.Error("the launcher cannot begin", "error", err)

@@ -13,7 +13,7 @@ import (
 
 // sources are the files and directories that a target's image depends on, from the repository's root.
 var sources = map[string][]string{
-	"launcher":    {"guest/build", "internal/image", "bin/patchbay-launcher", "/var/lib/dpkg/status"},
+	"launcher":    {"guest/build", "guest/launcher", "internal/image", "internal/launcher/userfault", "bin/patchbay-launcher", "/var/lib/dpkg/status"},
 	"tiny":        {"guest/build", "guest/tiny", "guest/initrd", "guest/guestd", "internal/image"},
 	"tiny-kernel": {"guest/build", "guest/tiny", "guest/initrd", "guest/guestd", "internal/image"},
 	"toolbox":     {"guest/build", "guest/toolbox", "guest/tiny/packages.txt", "guest/guestd", "internal/image"},

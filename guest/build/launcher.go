@@ -9,14 +9,15 @@ import (
 	"strings"
 
 	"patchbay/internal/image"
+	"patchbay/internal/launcher/userfault"
 )
 
 // launcherBinary is built beside patchbay itself; it is the first process of a virtual machine's pod.
 const launcherBinary = "bin/patchbay-launcher"
 
 // launcher makes the image of virtual machines' pods from this host's own QEMU.
-func (b builder) launcher(string) error {
-	tree, err := launcherTree()
+func (b builder) launcher(work string) error {
+	tree, err := launcherTree(work)
 	if err != nil {
 		return err
 	}
@@ -27,7 +28,7 @@ func (b builder) launcher(string) error {
 	}, tree)
 }
 
-func launcherTree() (*image.Tree, error) {
+func launcherTree(work string) (*image.Tree, error) {
 	wanted, err := hostFiles("guest/launcher/files.txt")
 	if err != nil {
 		return nil, err
@@ -43,6 +44,11 @@ func launcherTree() (*image.Tree, error) {
 		}
 	}
 	tree.Host("/patchbay-launcher", launcherBinary)
+	library := filepath.Join(work, "userfault.so")
+	if err := userfault.Compile(library); err != nil {
+		return nil, err
+	}
+	tree.Host(userfault.Library, library)
 	tree.Bytes("/etc/passwd", 0o644, []byte("root:x:0:0::/:/sbin/nologin\nqemu:x:107:107:QEMU:/tmp:/sbin/nologin\nnobody:x:65534:65534::/:/sbin/nologin\n"))
 	tree.Bytes("/etc/group", 0o644, []byte("root:x:0:\nqemu:x:107:\nnogroup:x:65534:\n"))
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run/patchbay", "/disks", "/volumes"} { // where the pod mounts

@@ -20,6 +20,7 @@ import (
 
 	"patchbay/internal/agent/access"
 	"patchbay/internal/agent/vmdriver"
+	"patchbay/internal/launcher/userfault"
 	"patchbay/internal/qemu"
 	"patchbay/internal/volume"
 )
@@ -64,6 +65,7 @@ func addMachines(ctx context.Context, h *Host) error {
 		},
 		OpenVhost: vmdriver.OpenVhostNet,
 		EFI:       &firmware,
+		UserFault: userfault.Device,
 		Events:    recorder{h.Manager.GetEventRecorder("patchbay-agent")},
 		Arriving:  arriving,
 		TLSDir:    filepath.Join(h.Dir, "pki", "agent"),

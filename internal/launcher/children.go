@@ -20,9 +20,10 @@ func newChildren() *children {
 	return &children{ended: map[int]chan<- syscall.WaitStatus{}}
 }
 
-// start runs a program with the files as its descriptors 0, 1, 2 and so on. The program is killed when this thread ends.
-func (c *children) start(path string, args []string, files []*os.File) (pid int, ended <-chan syscall.WaitStatus, err error) {
-	attributes := &syscall.ProcAttr{Env: []string{"LANG=C"}, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}
+// start runs a program with the files as its descriptors 0, 1, 2 and so on, and with more environment than every program has. The program
+// is killed when this thread ends.
+func (c *children) start(path string, args []string, files []*os.File, environment ...string) (pid int, ended <-chan syscall.WaitStatus, err error) {
+	attributes := &syscall.ProcAttr{Env: append([]string{"LANG=C"}, environment...), Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}}
 	for _, file := range files {
 		raw, err := file.SyscallConn()
 		if err != nil {

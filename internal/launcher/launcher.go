@@ -19,7 +19,9 @@ import (
 type Config struct {
 	RunDir, DiskDir, VolumesDir string
 	QEMU, QEMUImg, Passt        string
-	Log                         *slog.Logger
+	// UserFault is the path of the library of package userfault.
+	UserFault string
+	Log       *slog.Logger
 }
 
 // exitCutOff is the launcher's exit code when the guest had to be cut off after SIGTERM: 128 + SIGTERM.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"patchbay/internal/launcher/protocol"
+	"patchbay/internal/launcher/userfault"
 	"patchbay/internal/qemu/qmp"
 )
 
@@ -107,11 +108,11 @@ func (l *Launcher) runQEMU(r request, values map[string]string) (*machine, error
 	defer null.Close()
 	files := append([]*os.File{null, errorEnd, errorEnd}, r.files...)
 	for i := range r.files {
-		values[fmt.Sprintf("{fd:%d}", i)] = fmt.Sprint(3 + i)
+		values[fmt.Sprintf("{fd:%d}", i)] = fmt.Sprint(firstFile + i)
 	}
 	args := expand(r.start.Args, values)
 	args = append(args, "-chardev", fmt.Sprintf("socket,id=launcher,fd=%d", len(files)), "-mon", "chardev=launcher,mode=control")
-	run.pid, run.status, err = l.children.start(l.cfg.QEMU, args, append(files, theirs))
+	run.pid, run.status, err = l.children.start(l.cfg.QEMU, args, append(files, theirs), l.preload(r.start)...)
 	if err != nil {
 		ours.Close()
 		run.close()
@@ -119,6 +120,17 @@ func (l *Launcher) runQEMU(r request, values map[string]string) (*machine, error
 	}
 	run.socket = ours
 	return run, nil
+}
+
+// firstFile is QEMU's number for the request's first descriptor: behind standard input, output and error.
+const firstFile = 3
+
+// preload is the environment of a QEMU that is to get its userfaultfd from a descriptor of the request.
+func (l *Launcher) preload(start *protocol.Start) []string {
+	if start.UserFault == nil {
+		return nil
+	}
+	return []string{"LD_PRELOAD=" + l.cfg.UserFault, fmt.Sprintf("%s=%d", userfault.Variable, firstFile+*start.UserFault)}
 }
 
 // expand replaces placeholders. A path inside an option has its commas doubled.

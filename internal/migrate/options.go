@@ -70,13 +70,14 @@ func OptionsOf(ms *virtv1.VirtualMachineInstanceMigrationState) Options {
 	return o
 }
 
-// Parameters are QEMU's at the beginning. Its estimate of the downtime is rough, so the limit starts low; Monitor raises it.
+// Parameters are QEMU's at the beginning. Its estimate of the downtime is rough, so the limit starts low; Monitor raises it. What a guest
+// waits for after post-copy has begun comes at once, whatever the bandwidth.
 func (o Options) Parameters() map[string]any {
 	bandwidth := o.Bandwidth
 	if bandwidth <= 0 {
 		bandwidth = unlimited
 	}
-	return map[string]any{"max-bandwidth": bandwidth, "downtime-limit": min(firstDowntimeMS, o.DowntimeMS)}
+	return map[string]any{"max-bandwidth": bandwidth, "max-postcopy-bandwidth": bandwidth, "downtime-limit": min(firstDowntimeMS, o.DowntimeMS)}
 }
 
 // effective is what the cluster's configuration and a policy make of a migration, with every value said.

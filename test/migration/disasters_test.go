@@ -101,7 +101,7 @@ func (p patient) diskFull(t *testing.T) {
 func (d disaster) recover(t *testing.T) {
 	begun := map[string]*virtv1.VirtualMachineInstanceMigration{}
 	for _, name := range []string{"engine", "wish"} {
-		d.patients[name].rules(t, "allowPostCopy: true") // which few nodes can do, and none needs to
+		d.patients[name].rules(t, "allowPostCopy: true") // which none needs that stands still
 		begun[name] = d.patients[name].move(t, nil)
 	}
 	for name, m := range begun {
@@ -127,13 +127,7 @@ func (p patient) sourceDies(t *testing.T) {
 	p.isOnTheWay(t, m)
 	kill(t, p.guard.runner(t, p.name).pid, syscall.SIGKILL)
 	fails(t, m, "ended")
-	lab.Eventually(t, limit, "another guest runs", func() error {
-		vmi, err := p.instance(t.Context())
-		if err == nil && (vmi.UID == before.UID || vmi.Status.Phase != virtv1.Running) {
-			err = fmt.Errorf("phase %s", vmi.Status.Phase)
-		}
-		return err
-	})
+	p.replaced(t, before)
 	startTalk(t, p.guest).goesOn(t) // at the address that is the machine's own
 	p.guard.alone(t, p.name)
 }

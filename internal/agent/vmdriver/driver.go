@@ -61,6 +61,8 @@ type Config struct {
 	Wirers map[string]Wirer
 	// OpenVhost opens the kernel's virtio backend for one queue of a NIC; nil: the node has none. See OpenVhostNet.
 	OpenVhost func() (*os.File, error)
+	// UserFault is the device that post-copy needs, empty: this node receives no guest by post-copy. QEMU gets it open.
+	UserFault string
 	EFI       *qemu.EFI // firmware in the launcher's image; nil: none
 	// TLSDir holds the agent's certificate, which migrations are secured with, and StateDir what must outlive the agent.
 	TLSDir   string

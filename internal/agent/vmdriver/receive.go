@@ -235,8 +235,7 @@ func (r *receiver) prepare(hello *migration.Hello) (*migration.Prepared, error) 
 	return prepared, nil
 }
 
-// canPostCopy asks QEMU for post-copy. The node's kernel has to let it fetch memory that a guest misses, which not every one does for a process
-// without privileges.
+// canPostCopy asks QEMU for post-copy. The node's kernel has to let it fetch memory that a guest misses, see openUserFault.
 func (r *receiver) canPostCopy(ctx context.Context) bool {
 	err := r.domain.monitor.SetMigrationCapabilities(ctx, map[string]bool{"postcopy-ram": true})
 	if err != nil {
@@ -373,7 +372,9 @@ func (r *receiver) run(uid string, running bool) error {
 	r.takeDisks()
 	ctx, cancel := context.WithTimeout(r.ctx, actLimit)
 	defer cancel()
-	d.refreshMemory(ctx)
+	if err := d.awaitArrival(ctx); err != nil {
+		return err
+	}
 	if running {
 		if err := d.monitor.Resume(ctx); err != nil {
 			return fmt.Errorf("let the guest run on the target node: %w", err)
@@ -386,6 +387,26 @@ func (r *receiver) run(uid string, running bool) error {
 	_ = d.monitor.Announce(ctx)                    // QEMU has done so once, before the guest ran
 	d.running.Go(func() { d.refreshPasst(d.ctx) }) // longer than the migration lasts
 	return nil
+}
+
+// awaitArrival waits until QEMU can let the guest run. With post-copy its source has given it away a moment earlier: until then nobody
+// could tell from QEMU's state that memory is still to follow.
+func (d *domain) awaitArrival(ctx context.Context) error {
+	events := d.monitor.Subscribe()
+	defer events.Close()
+	for {
+		p, err := d.monitor.Migration(ctx)
+		if err != nil {
+			return err
+		}
+		if p.Status != qmp.MigrationActive {
+			d.update(func(s *vmstate.Domain) { s.Memory = p.Status })
+			return nil
+		}
+		if _, err := events.Until(ctx, func(e qmp.Event) bool { return e.Name == qmp.EventMigration }); err != nil {
+			return fmt.Errorf("wait until QEMU has what the guest needs to run: %w", err)
+		}
+	}
 }
 
 // arrived tells the guest's networks.

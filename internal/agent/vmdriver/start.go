@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -183,6 +184,10 @@ func (t takeUp) startQEMU(ctx context.Context, dir *client.RunDir, all cards) (s
 		return "", err
 	}
 	_, files := all.plan()
+	if device := t.openUserFault(); device != nil {
+		defer device.Close()
+		plan.UserFault, files = new(len(files)), append(files, device)
+	}
 	_, err = dir.Start(ctx, plan, files)
 	for _, c := range all {
 		c.closeFiles() // QEMU has its own
@@ -192,6 +197,20 @@ func (t takeUp) startQEMU(ctx context.Context, dir *client.RunDir, all cards) (s
 		return "", final(err)
 	}
 	return machineTypeOf(plan.Args), err
+}
+
+// openUserFault opens the device through which QEMU fetches memory that a guest misses, on the target of a migration that may come to that.
+// Without it the migration goes on without post-copy.
+func (t takeUp) openUserFault() *os.File {
+	if t.arrives == nil || !t.arrives.PostCopy || t.driver.UserFault == "" {
+		return nil
+	}
+	device, err := os.OpenFile(t.driver.UserFault, os.O_RDWR, 0)
+	if err != nil {
+		t.log.Info("post-copy is allowed, but this node's kernel lacks what it needs; Linux has it since 6.1", "error", err)
+		return nil
+	}
+	return device
 }
 
 // plan is what the launcher is told.

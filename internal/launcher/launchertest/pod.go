@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"patchbay/internal/launcher/client"
+	"patchbay/internal/launcher/userfault"
 )
 
 // user is who a VM's pod runs as.
@@ -61,6 +62,7 @@ mount --bind "$3" run/patchbay
 mount --bind "$4" disks
 mount --bind "$5" volumes
 cp "$launcher" patchbay-launcher
+cp "$(dirname "$launcher")/userfault.so" userfault.so
 exec chroot . setpriv --reuid=107 --regid=107 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all /patchbay-launcher
 `
 
@@ -262,7 +264,9 @@ func binary(t testing.TB) string {
 		command.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := command.CombinedOutput(); err != nil {
 			build.err = fmt.Errorf("build the launcher: %w: %s", err, out)
+			return
 		}
+		build.err = userfault.Compile(filepath.Join(dir, "userfault.so"))
 	})
 	must(t, build.err)
 	return build.path

@@ -99,6 +99,8 @@ type Start struct {
 	KernelPath string `json:"kernelPath,omitempty"`
 	InitrdPath string `json:"initrdPath,omitempty"`
 	FDs        int    `json:"fds"` // descriptors attached to the request
+	// UserFault is which of the descriptors is an open /dev/userfaultfd: QEMU gets what post-copy needs from it. nil: there is none.
+	UserFault *int `json:"userFault,omitempty"`
 	// Passt carries the packets of the NIC whose backend waits at PasstName; nil: there is none.
 	Passt *Passt `json:"passt,omitempty"`
 	// GraceSeconds is how long a guest may take to power down when the pod is told to end, before it is cut off.
