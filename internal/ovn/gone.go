@@ -9,7 +9,8 @@ func (s *Store) Gone(owner string) bool {
 	defer s.mu.Unlock()
 	_, wanted := s.want.owners[owner]
 	_, refused := s.failing[owner]
-	if wanted || refused || s.full || s.pending > 0 || s.writing[owner] || s.writing[""] {
+	_, unclear := s.failing[""] // rows of owners that nobody knows, this one perhaps
+	if wanted || refused || unclear || s.full || s.pending > 0 || s.writing[owner] || s.writing[""] {
 		return false
 	}
 	owners := s.dirty.owners()
