@@ -262,14 +262,22 @@ func (l *theLab) startStore() error {
 	return l.settle()
 }
 
-// settle waits until the wanted rows are flows on every node.
+// settle waits until the wanted rows are flows on every node, and no switch forwards by what it has kept of earlier ones.
 func (l *theLab) settle() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := l.store.Wait(ctx); err != nil {
 		return err
 	}
-	return run("ovn-nbctl --db=unix:" + path("central", "nb.sock") + " --wait=hv --timeout=30 sync")
+	if err := run("ovn-nbctl --db=unix:" + path("central", "nb.sock") + " --wait=hv --timeout=30 sync"); err != nil {
+		return err
+	}
+	for _, n := range l.nodes {
+		if err := run("ovs-appctl --timeout=30 --target=" + path(n.Name, "vswitchd.ctl") + " revalidator/wait"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (l *theLab) startPods() error {

@@ -89,6 +89,7 @@ func (d disaster) cutOff(t *testing.T) {
 
 // diskFull leaves no room on the target for what the guest has written.
 func (p patient) diskFull(t *testing.T) {
+	lab.Guest(t, p.ns, p.name).Run("dd if=/dev/urandom of=/root/written bs=1M count=16 2>/dev/null; sync")
 	fill(t, "node-2", func() {
 		p.rules(t, "bandwidthPerMigration: 64Mi")
 		m := p.move(t, nil)
