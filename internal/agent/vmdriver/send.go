@@ -148,10 +148,14 @@ func (s *sender) send() (taken bool, err error) {
 		return false, err
 	}
 	s.where = place.Inside
-	disks := qemu.LocalDisks(s.vmi)
+	local := qemu.LocalDisks(s.vmi)
+	var disks []string
+	for _, disk := range local {
+		disks = append(disks, disk.Node)
+	}
 	s.takeBack(disks) // of an agent that was killed: the guest may stand still
 	defer s.takeBack(disks)
-	bases := s.domain.digest(s.ctx, s.log, disks)
+	bases := s.domain.digest(s.ctx, s.log, local)
 	conn, err := s.reach()
 	if err != nil {
 		return false, err
@@ -179,10 +183,10 @@ func (s *sender) send() (taken bool, err error) {
 	}
 	s.options.PostCopy = s.options.PostCopy && prepared.PostCopy
 	s.streams.Go(func() { s.listen(talk) })
-	if err := s.copyDisks(hello.Disks, prepared.SameBases); err != nil {
+	if err := s.copyDisks(disks, prepared.SameBases); err != nil {
 		return false, err
 	}
-	if err := s.copyMemory(hello.Disks); err != nil {
+	if err := s.copyMemory(disks); err != nil {
 		return false, err
 	}
 	return s.record(talk)
@@ -263,17 +267,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // hello describes the guest as it is.
-func (s *sender) hello(disks []qemu.LocalDisk) (*migration.Hello, error) {
+func (s *sender) hello(disks []string) (*migration.Hello, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, actLimit)
 	defer cancel()
 	ports, err := s.domain.monitor.Ports(ctx)
 	if err != nil {
 		return nil, err
 	}
-	h := &migration.Hello{Migration: string(s.migrationUID()), PostCopy: s.options.PostCopy}
-	for _, disk := range disks {
-		h.Disks = append(h.Disks, disk.Node)
-	}
+	h := &migration.Hello{Migration: string(s.migrationUID()), Disks: disks, PostCopy: s.options.PostCopy}
 	h.NICs, h.Ports = qemu.NICPorts(ports)
 	h.Seed, err = readSeed(s.driver.runDir(s.domain.pod))
 	return h, err

@@ -11,7 +11,6 @@ import (
 	"patchbay/internal/agent/migration"
 	"patchbay/internal/agent/vmstate"
 	"patchbay/internal/migrate"
-	"patchbay/internal/qemu"
 	"patchbay/internal/qemu/qmp"
 )
 
@@ -189,7 +188,7 @@ func (s *sender) switchOver(disks []string) error {
 }
 
 // takeBack removes from QEMU what a migration that failed has left, so that another can begin. When it went well, QEMU ends soon.
-func (s *sender) takeBack(disks []qemu.LocalDisk) {
+func (s *sender) takeBack(disks []string) {
 	if s.driver.gift(s.vmi.UID).Migration == s.migrationUID() {
 		return
 	}
@@ -199,8 +198,8 @@ func (s *sender) takeBack(disks []qemu.LocalDisk) {
 	if p, err := m.Migration(ctx); err == nil && p.Status != qmp.MigrationCompleted {
 		_ = m.MigrateCancel(ctx)
 	}
-	for _, disk := range disks {
-		_ = m.EndMirror(ctx, mirrorOf(disk.Node), true)
+	for _, node := range disks {
+		_ = m.EndMirror(ctx, mirrorOf(node), true)
 	}
 	for ctx.Err() == nil {
 		jobs, err := m.BlockJobs(ctx)
@@ -209,8 +208,8 @@ func (s *sender) takeBack(disks []qemu.LocalDisk) {
 		}
 		sleep(ctx, monitorInterval/4)
 	}
-	for _, disk := range disks {
-		_ = m.RemoveNode(ctx, remoteOf(disk.Node))
+	for _, node := range disks {
+		_ = m.RemoveNode(ctx, remoteOf(node))
 	}
 	_ = m.SetMigrationCapabilities(ctx, map[string]bool{"auto-converge": false, "postcopy-ram": false, "pause-before-switchover": false})
 	if err := s.driver.letGo(ctx, s.vmi.UID, m); err != nil {
