@@ -33,7 +33,10 @@ func (n *Node) do(ctx context.Context, op nmstate.Op) error {
 	case nmstate.AddBridge:
 		return n.Switch.AddBridge(ctx, o.Bridge)
 	case nmstate.DeleteBridge:
-		return n.Switch.DeleteBridge(ctx, o.Bridge)
+		if err := n.Switch.DeleteBridge(ctx, o.Bridge); err != nil {
+			return err
+		}
+		return n.Switch.Settle(ctx) // the bridge's device is gone
 	case nmstate.AddPort:
 		return n.addPort(ctx, o)
 	case nmstate.RemovePort:
@@ -351,6 +354,9 @@ type uncoverer interface {
 
 func (n *Node) removePort(ctx context.Context, o nmstate.RemovePort) error {
 	if err := n.Switch.DeletePort(ctx, o.Bridge, o.Port); err != nil {
+		return err
+	}
+	if err := n.Switch.Settle(ctx); err != nil {
 		return err
 	}
 	if _, err := find(o.Port); err != nil {

@@ -35,6 +35,7 @@ type Switch interface {
 	SetVLANs(ctx context.Context, name, mode string, tag *int, trunks []int) error
 	SetInterface(ctx context.Context, name, mac string, mtu int) error
 	ChangeSettings(ctx context.Context, externalIDs, otherConfig map[string]string) error
+	Settle(ctx context.Context) error
 }
 
 // Node is the network of the namespace that the process runs in.

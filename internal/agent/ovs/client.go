@@ -35,7 +35,7 @@ type Client struct {
 	endpoint string
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and replaced at each change of an interface or bridge
+	changed chan struct{} // closed and replaced at each change of an interface, a bridge or the switch's own row
 }
 
 // Connect connects to a database ("unix:/run/openvswitch/db.sock") and reads what the agent needs of it. It waits for a
@@ -93,7 +93,7 @@ func (c *Client) Close() { c.db.Close() }
 func (c *Client) monitor(ctx context.Context) error {
 	root, bridge, port, iface := &vswitch.OpenvSwitch{}, &vswitch.Bridge{}, &vswitch.Port{}, &vswitch.Interface{}
 	_, err := c.db.Monitor(ctx, c.db.NewMonitor(
-		client.WithTable(root, &root.ExternalIDs, &root.OtherConfig, &root.Bridges, &root.DatapathTypes),
+		client.WithTable(root, &root.ExternalIDs, &root.OtherConfig, &root.Bridges, &root.DatapathTypes, &root.CurCfg),
 		client.WithTable(bridge, &bridge.Name, &bridge.Ports, &bridge.DatapathType, &bridge.FailMode,
 			&bridge.STPEnable, &bridge.RSTPEnable, &bridge.McastSnoopingEnable, &bridge.ExternalIDs),
 		client.WithTable(port, &port.Name, &port.Interfaces, &port.ExternalIDs, &port.OtherConfig, &port.Tag, &port.Trunks, &port.VLANMode),
@@ -105,7 +105,7 @@ func (c *Client) monitor(ctx context.Context) error {
 
 func (c *Client) events() cache.EventHandler {
 	notify := func(table string) {
-		if table == vswitch.InterfaceTable || table == vswitch.BridgeTable {
+		if table == vswitch.InterfaceTable || table == vswitch.BridgeTable || table == vswitch.OpenvSwitchTable {
 			c.broadcast()
 		}
 	}
@@ -123,7 +123,7 @@ func (c *Client) broadcast() {
 	c.changed = make(chan struct{})
 }
 
-// Changed returns a channel that is closed at the next change of an interface or bridge. Ask for it before you look.
+// Changed returns a channel that is closed at the next change of an interface, a bridge or the switch's own row. Ask for it before you look.
 func (c *Client) Changed() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
