@@ -57,8 +57,8 @@ quickstart: deps build image
 # What failed and what was skipped comes last.
 test: deps build image bin/virtctl $(gotestsum)
 	go test -C tools ./...
-	$(gotestsum) --format pkgname -- -p 2 -timeout 20m $$(go list ./... | grep -v '^patchbay/test/')
-	$(gotestsum) --format pkgname -- -p 2 -timeout 90m ./test/...
+	$(gotestsum) --format pkgname-and-test-fails -- -p 2 -timeout 20m $$(go list ./... | grep -v '^patchbay/test/')
+	$(gotestsum) --format pkgname-and-test-fails -- -p 2 -timeout 90m ./test/...
 
 # The published command line client, of a module of its own: it does not compile in ours. Used by tests only.
 bin/virtctl: test/clients/go.mod test/clients/go.sum
